@@ -92,11 +92,14 @@ struct Bridge {
     stop_admin: watch::Sender<Option<Instant>>,
     stop_dispatch: watch::Sender<Option<Instant>>,
     writer: spool::WriterHandle,
-    dispatchers: Vec<(Arc<Progress>, Task<Result<usize, DispatchError>>)>,
+    dispatchers: Vec<Running>,
 }
 
 /// The end of a task or thread; an error if it ended without a word, by a panic.
 type Task<T> = oneshot::Receiver<T>;
+
+/// A dispatcher on its thread; it ends with how many records were still under way.
+type Running = (Arc<Progress>, Task<Result<usize, DispatchError>>);
 
 impl Bridge {
     async fn start(config: Config) -> Result<Self, BridgeError> {
@@ -276,7 +279,10 @@ fn check_place(dir: &std::path::Path, allow_volatile: bool) -> Result<(), Bridge
 
 /// The dispatchers' view of the sources: they outlive the listener.
 fn share(sources: &[SourceConfig]) -> HashMap<Arc<str>, Arc<Source>> {
-    sources.iter().map(|configured| (Arc::clone(configured.source.name()), Arc::clone(&configured.source))).collect()
+    sources
+        .iter()
+        .map(|configured| (Arc::clone(configured.source.name()), Arc::clone(&configured.source)))
+        .collect()
 }
 
 fn parts(
@@ -289,7 +295,8 @@ fn parts(
 ) -> Result<dispatch::Parts, BridgeError> {
     let SinkConfig { name, template, broker, in_flight_max, retry } = config;
     let outcomes = Outcomes::new();
-    let sink = start_sink(broker, &outcomes).map_err(|source| BridgeError::Sink { name: name.clone(), source })?;
+    let sink =
+        start_sink(broker, &outcomes).map_err(|source| BridgeError::Sink { name: name.clone(), source })?;
     Ok(dispatch::Parts {
         metrics: metrics.sink(&name),
         dead_letters: DeadLetters::of(spool_dir, &name),
@@ -317,7 +324,7 @@ fn start_sink(broker: Broker, outcomes: &Arc<Outcomes>) -> Result<Box<dyn Sink>,
 fn spawn_dispatcher(
     parts: dispatch::Parts,
     stop: dispatch::Stop,
-) -> Result<(Arc<Progress>, Task<Result<usize, DispatchError>>), BridgeError> {
+) -> Result<Running, BridgeError> {
     let thread_name = format!("sink-{}", parts.name.chars().take(10).collect::<String>());
     let dispatcher = Dispatcher::new(parts);
     let progress = dispatcher.progress();

@@ -191,7 +191,8 @@ fn offsets_in(dir: &Path) -> io::Result<Vec<u64>> {
 fn load(path: &Path) -> io::Result<DeadLetter> {
     let letter: DeadLetter = serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)?;
     if letter.version != VERSION {
-        let text = format!("{} is of version {}; this program reads {VERSION}", path.display(), letter.version);
+        let text =
+            format!("{} is of version {}; this program reads {VERSION}", path.display(), letter.version);
         return Err(io::Error::other(text));
     }
     Ok(letter)
@@ -210,8 +211,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let letters = DeadLetters::of(dir.path(), "lake");
         assert_eq!(letters.list().expect("list"), Vec::<u64>::new());
-        let letter =
-            DeadLetter::new("lake", 7, "too large".to_owned(), "prod:1", "a.b", "t", "now".to_owned(), b"\0record");
+        let letter = DeadLetter::new(
+            "lake",
+            7,
+            "too large".to_owned(),
+            "prod:1",
+            "a.b",
+            "t",
+            "now".to_owned(),
+            b"\0record",
+        );
         letters.store(&letter).expect("store");
         letters.store(&letter).expect("storing twice is storing once");
         assert_eq!(DeadLetters::sinks(dir.path()).expect("sinks"), ["lake"]);

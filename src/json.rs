@@ -63,7 +63,11 @@ impl<'a> Members<'a> {
 pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    raw.get().starts_with('"').then(|| serde_json::from_str::<Text<'_>>(raw.get()).ok()).flatten().map(|t| t.0)
+    raw.get()
+        .starts_with('"')
+        .then(|| serde_json::from_str::<Text<'_>>(raw.get()).ok())
+        .flatten()
+        .map(|t| t.0)
 }
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -163,7 +167,9 @@ impl Cleaner {
     /// Whether anything in this text could have to be changed. A name may hide behind escapes,
     /// so any backslash makes it a concern.
     fn concerns(&self, raw: &str) -> bool {
-        raw.contains(ISO_SUFFIX) || raw.contains('\\') || self.redact.iter().any(|secret| raw.contains(secret.as_str()))
+        raw.contains(ISO_SUFFIX)
+            || raw.contains('\\')
+            || self.redact.iter().any(|secret| raw.contains(secret.as_str()))
     }
 }
 

@@ -167,7 +167,11 @@ impl Metrics {
             "Records accepted and not yet confirmed",
             sinks.backlog.clone(),
         );
-        registry.register("sink_in_flight", "Events published and not yet confirmed", sinks.in_flight.clone());
+        registry.register(
+            "sink_in_flight",
+            "Events published and not yet confirmed",
+            sinks.in_flight.clone(),
+        );
         registry.register_with_unit(
             "sink_oldest_undelivered",
             "Age of the oldest record that is not confirmed",

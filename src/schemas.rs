@@ -55,7 +55,9 @@ mod tests {
     fn every_catalogued_event_type_has_its_schema_and_no_schema_is_left_over() {
         let mut expected: Vec<String> = ["envelope", "defs", "generic", "index"].map(str::to_owned).into();
         for provider in PROVIDERS {
-            expected.extend(provider.catalogue().iter().map(|kind| format!("{}/{}", provider.name(), kind.event_type)));
+            expected.extend(
+                provider.catalogue().iter().map(|kind| format!("{}/{}", provider.name(), kind.event_type)),
+            );
         }
         let mut found: Vec<String> = FILES.iter().map(|(name, _)| (*name).to_owned()).collect();
         expected.sort_unstable();

@@ -240,9 +240,22 @@ mod tests {
 
     #[test]
     fn hostile_event_types_are_not_mapped() {
-        for text in
-            ["", ".", "a..b", "a.", "*", "a.>", "$JS.API.x", "a b", "a\r\nb", "a\0", "ä", "unmapped", "unmapped.x", "a/b"]
-        {
+        for text in [
+            "",
+            ".",
+            "a..b",
+            "a.",
+            "*",
+            "a.>",
+            "$JS.API.x",
+            "a b",
+            "a\r\nb",
+            "a\0",
+            "ä",
+            "unmapped",
+            "unmapped.x",
+            "a/b",
+        ] {
             assert_eq!(EventType::parse(text), None, "{text:?}");
         }
         assert_eq!(EventType::parse(&"a".repeat(65)), None);
@@ -258,7 +271,11 @@ mod tests {
         assert_eq!(nats.render(route), "events.cloud66.stack.redeploy.ok");
         assert_eq!(nats.stream_filter(), "events.*.>");
         let kafka = Template::parse("events.{provider}.{family}", Naming::Kafka).expect("valid");
-        assert_eq!(kafka.render(route), "events.cloud66.unmapped", "an unknown type makes no topic of its own");
+        assert_eq!(
+            kafka.render(route),
+            "events.cloud66.unmapped",
+            "an unknown type makes no topic of its own"
+        );
         for (text, error) in [
             ("", TemplateError::Empty),
             ("a..{provider}", TemplateError::EmptyToken),

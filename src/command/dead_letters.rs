@@ -60,7 +60,8 @@ pub(super) fn run(command: &Command) -> Outcome {
         }
         Command::Replay { place, offsets, all } => {
             let (sink, letters) = place.one()?;
-            let offsets = if *all { letters.list().map_err(|error| Failure::of(&error))? } else { offsets.clone() };
+            let offsets =
+                if *all { letters.list().map_err(|error| Failure::of(&error))? } else { offsets.clone() };
             for offset in &offsets {
                 letters.replay(*offset).map_err(|error| no_letter(*offset, &error))?;
             }
@@ -115,7 +116,9 @@ impl Place {
         match sinks.as_slice() {
             [sink] => Ok((sink.clone(), DeadLetters::of(&self.dir, sink))),
             [] => Err(Failure::with_code(EX_USAGE, "no sink of this spool has dead letters")),
-            several => Err(Failure::with_code(EX_USAGE, format!("say --sink: one of {}", several.join(", ")))),
+            several => {
+                Err(Failure::with_code(EX_USAGE, format!("say --sink: one of {}", several.join(", "))))
+            }
         }
     }
 }

@@ -40,8 +40,8 @@ mod story {
     use tokio::task::JoinSet;
     use warp::http::HeaderName;
 
-    use super::super::output::{self, grouped};
     use super::super::Failure;
+    use super::super::output::{self, grouped};
     use super::Args;
     use crate::bridge::{self, Addresses};
     use crate::config::Config;
@@ -74,7 +74,8 @@ mod story {
             }
         };
         let dir = Workdir::new()?;
-        let kafka = EmbeddedKafka::start(&["events.cdhosting", "events.cloud66"]).map_err(|e| Failure::of(&e))?;
+        let kafka =
+            EmbeddedKafka::start(&["events.cdhosting", "events.cloud66"]).map_err(|e| Failure::of(&e))?;
         say(format!("kafka     in this process at {}", kafka.bootstrap()));
 
         let config = configuration(&dir.0, &kafka.bootstrap())?;
@@ -90,7 +91,9 @@ mod story {
         ));
         let Ok(addresses) = addresses.await else {
             let ended = bridge.await.map_err(|error| Failure::of(&error))?;
-            return Err(ended.map_or_else(|error| Failure::of(&error), |()| Failure::new("the bridge ended at once")));
+            return Err(
+                ended.map_or_else(|error| Failure::of(&error), |()| Failure::new("the bridge ended at once"))
+            );
         };
         say(format!("bridge    accepts at http://{}", addresses.http));
 
@@ -210,7 +213,8 @@ mod story {
     impl Senders {
         fn new(addresses: Addresses, _: u64) -> Result<Self, Failure> {
             let client = |path: String, signing| {
-                Client::new(&format!("http://{}/hooks/{path}", addresses.http), signing).map_err(|e| Failure::of(&e))
+                Client::new(&format!("http://{}/hooks/{path}", addresses.http), signing)
+                    .map_err(|e| Failure::of(&e))
             };
             let payloads = |provider| Payloads::new(provider, None).map_err(|error| Failure::of(&error));
             let signing = (HeaderName::from_static(SIGNATURE), SecretString::from(SECRET));
@@ -269,7 +273,11 @@ mod story {
         format!("{source}:{}", hex::encode(digest).get(..32).unwrap_or_default())
     }
 
-    fn check(consumed: &[Consumed], accepted: &HashSet<String>, say: &impl Fn(String)) -> Result<Summary, Failure> {
+    fn check(
+        consumed: &[Consumed],
+        accepted: &HashSet<String>,
+        say: &impl Fn(String),
+    ) -> Result<Summary, Failure> {
         let mut validator = Validator::new()?;
         let mut seen = HashSet::new();
         let mut event_types = BTreeSet::new();

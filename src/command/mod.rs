@@ -50,9 +50,10 @@ struct Cli {
     /// How logs are written to standard error
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
-    /// What is logged: a level, or directives such as `info,hookbus=debug`
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
-    log: String,
+    /// What is logged: a level, or directives such as `warn,hookbus=debug`; `serve` logs `info`
+    /// by itself, every other command `warn`
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -130,7 +131,9 @@ pub(crate) type Outcome = Result<ExitCode, Failure>;
 /// Runs the command of the process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = log::start(cli.log_format, &cli.log).and_then(|()| match cli.command {
+    let quiet = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = cli.log.as_deref().unwrap_or(quiet);
+    let result = log::start(cli.log_format, filter).and_then(|()| match cli.command {
         Command::Serve(args) => serve::run(&args.config),
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(&args.config),

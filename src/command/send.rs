@@ -64,7 +64,10 @@ pub(super) fn run(args: &Args) -> Outcome {
 fn read_secret(args: &Args) -> Result<Option<(HeaderName, SecretString)>, Failure> {
     let Some(path) = &args.secret_file else {
         if args.bad_signature > 0 {
-            return Err(Failure::with_code(EX_USAGE, "--bad-signature needs --secret-file: nothing is signed without it"));
+            return Err(Failure::with_code(
+                EX_USAGE,
+                "--bad-signature needs --secret-file: nothing is signed without it",
+            ));
         }
         return Ok(None);
     };
@@ -89,7 +92,8 @@ async fn deliver_all(args: &Args, payloads: Payloads, client: Client) -> Tally {
     progress.tick().await;
     let mut next = 0;
     while next < args.count || !under_way.is_empty() {
-        let due = args.rate.map(|rate| began + Duration::from_secs(1).mul_f64(next_f64(next) / f64::from(rate)));
+        let due =
+            args.rate.map(|rate| began + Duration::from_secs(1).mul_f64(next_f64(next) / f64::from(rate)));
         let ready = async {
             if let Some(due) = due {
                 sleep_until(due.into()).await;
@@ -163,7 +167,8 @@ impl Tally {
             }
         }
         for answer in sent.answers {
-            let status = answer.status.map_or_else(|| "no answer".to_owned(), |status| status.as_u16().to_string());
+            let status =
+                answer.status.map_or_else(|| "no answer".to_owned(), |status| status.as_u16().to_string());
             *self.by_status.entry(status).or_default() += 1;
             self.latencies.push(answer.took);
             if self.first_failure.is_none() {
@@ -200,7 +205,11 @@ impl Tally {
             next_f64(self.deliveries) / self.took.as_secs_f64().max(0.001),
         );
         if self.forged > 0 {
-            out.push_str(&format!("forged {}  of them accepted {}\n", grouped(self.forged), self.forged_accepted));
+            out.push_str(&format!(
+                "forged {}  of them accepted {}\n",
+                grouped(self.forged),
+                self.forged_accepted
+            ));
         }
         for (status, count) in &self.by_status {
             out.push_str(&format!("  {status:<9} {:>12}\n", grouped(*count)));

@@ -21,7 +21,8 @@ pub(super) fn run(path: &Path) -> Outcome {
     }
     tracing::info!(version = super::VERSION, config = %path.display(), "starting");
     runtime()?.block_on(async {
-        let stop = stop_signal().map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
+        let stop =
+            stop_signal().map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
         bridge::run(config, |_| {}, stop).await.map_err(|error| explain(&error))
     })?;
     Ok(ExitCode::SUCCESS)
@@ -51,7 +52,9 @@ fn explain(error: &BridgeError) -> Failure {
             );
         }
         BridgeError::Listen { .. } => {
-            failure.text.push_str("\n    hint: is another process listening there? ports below 1024 need a privilege");
+            failure.text.push_str(
+                "\n    hint: is another process listening there? ports below 1024 need a privilege",
+            );
         }
         _ => {}
     }

@@ -57,7 +57,8 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let document: Value = serde_saphyr::from_str(&text)
             .map_err(|error| ConfigError::Syntax { path: path.to_owned(), problem: error.to_string() })?;
-        Self::from_value(&document).map_err(|mistakes| ConfigError::Mistakes { path: path.to_owned(), mistakes })
+        Self::from_value(&document)
+            .map_err(|mistakes| ConfigError::Mistakes { path: path.to_owned(), mistakes })
     }
 
     /// # Errors
@@ -84,8 +85,11 @@ fn read(root: Section<'_>) -> Option<Config> {
     let spool = read_spool(&root, max_body);
     let sources = sources::read(&root);
     let sinks = sinks::read(&root, &sources, max_body);
-    let shutdown_grace =
-        root.duration("shutdown_grace", Duration::from_secs(25), Duration::from_secs(1)..=Duration::from_secs(3600));
+    let shutdown_grace = root.duration(
+        "shutdown_grace",
+        Duration::from_secs(25),
+        Duration::from_secs(1)..=Duration::from_secs(3600),
+    );
     root.finish();
     let (spool, allow_volatile) = spool?;
     Some(Config { http: http?, admin: admin?, spool, allow_volatile, sources, sinks, shutdown_grace })
@@ -130,14 +134,16 @@ fn read_spool(root: &Section<'_>, max_body: u64) -> Option<(spool::Config, bool)
     root.require("spool", "for example spool: { dir: /var/lib/hookbus, max_bytes: 10GiB }")?;
     let section = root.section("spool")?;
     let seconds = Duration::from_secs;
-    let dir = section.require_text("dir", "a directory on a disk that keeps what is synced").map(PathBuf::from);
+    let dir =
+        section.require_text("dir", "a directory on a disk that keeps what is synced").map(PathBuf::from);
     let max_bytes = section.bytes("max_bytes", 10 * GIB, 4 * MIB..=1024 * 1024 * GIB);
     // Freeing works by whole segments: a small spool needs small ones.
     let segment_default = (max_bytes / 16).clamp(MIB, 64 * MIB);
     let segment_bytes = section.bytes("segment_bytes", segment_default, 64 * 1024..=GIB);
     let max_record_bytes = max_body + RECORD_OVERHEAD;
     if max_bytes < 2 * segment_bytes {
-        section.mistake("max_bytes", format!("{max_bytes} bytes is less than two segments of {segment_bytes}"));
+        section
+            .mistake("max_bytes", format!("{max_bytes} bytes is less than two segments of {segment_bytes}"));
     }
     let allow_volatile = section.flag("allow_volatile", false);
     let config = dir.map(|dir| spool::Config {
@@ -145,7 +151,11 @@ fn read_spool(root: &Section<'_>, max_body: u64) -> Option<(spool::Config, bool)
         max_bytes,
         segment_bytes,
         max_record_bytes: u32::try_from(max_record_bytes).unwrap_or(u32::MAX),
-        commit_window: section.duration("commit_window", Duration::from_millis(1), Duration::ZERO..=seconds(1)),
+        commit_window: section.duration(
+            "commit_window",
+            Duration::from_millis(1),
+            Duration::ZERO..=seconds(1),
+        ),
         cursor_interval: section.duration(
             "cursor_interval",
             Duration::from_millis(200),

@@ -31,21 +31,21 @@ impl fmt::Display for Mistake {
 
 /// Where mistakes gather.
 #[derive(Debug, Default)]
-pub struct Mistakes(RefCell<Vec<Mistake>>);
+pub(super) struct Mistakes(RefCell<Vec<Mistake>>);
 
 impl Mistakes {
-    pub fn add(&self, path: impl Into<String>, problem: impl Into<String>, hint: Option<String>) {
+    pub(super) fn add(&self, path: impl Into<String>, problem: impl Into<String>, hint: Option<String>) {
         self.0.borrow_mut().push(Mistake { path: path.into(), problem: problem.into(), hint });
     }
 
-    pub fn into_vec(self) -> Vec<Mistake> {
+    pub(super) fn into_vec(self) -> Vec<Mistake> {
         self.0.into_inner()
     }
 }
 
 /// One mapping of the document. Every key that is asked for counts as known; [`Section::finish`]
 /// reports the others.
-pub struct Section<'a> {
+pub(super) struct Section<'a> {
     path: String,
     map: &'a Map<String, Value>,
     mistakes: &'a Mistakes,
@@ -54,7 +54,7 @@ pub struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// `None`, with a mistake, if `value` is not a mapping.
-    pub fn of(path: String, value: &'a Value, mistakes: &'a Mistakes) -> Option<Self> {
+    pub(super) fn of(path: String, value: &'a Value, mistakes: &'a Mistakes) -> Option<Self> {
         let Some(map) = value.as_object() else {
             mistakes.add(path, format!("expected a mapping of keys, found {}", kind_of(value)), None);
             return None;
@@ -62,29 +62,29 @@ impl<'a> Section<'a> {
         Some(Self { path, map, mistakes, known: RefCell::default() })
     }
 
-    pub fn key_path(&self, key: &str) -> String {
+    pub(super) fn key_path(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    pub fn mistake(&self, key: &str, problem: impl Into<String>) {
+    pub(super) fn mistake(&self, key: &str, problem: impl Into<String>) {
         self.mistakes.add(self.key_path(key), problem, None);
     }
 
-    pub fn mistake_with_hint(&self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
+    pub(super) fn mistake_with_hint(&self, key: &str, problem: impl Into<String>, hint: impl Into<String>) {
         self.mistakes.add(self.key_path(key), problem, Some(hint.into()));
     }
 
-    pub fn get(&self, key: &'static str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &'static str) -> Option<&'a Value> {
         self.known.borrow_mut().push(key);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub fn contains(&self, key: &'static str) -> bool {
+    pub(super) fn contains(&self, key: &'static str) -> bool {
         self.get(key).is_some()
     }
 
     /// The value, with a mistake when the key is absent.
-    pub fn require(&self, key: &'static str, hint: &str) -> Option<&'a Value> {
+    pub(super) fn require(&self, key: &'static str, hint: &str) -> Option<&'a Value> {
         let value = self.get(key);
         if value.is_none() {
             self.mistake_with_hint(key, "missing", hint);
@@ -92,11 +92,11 @@ impl<'a> Section<'a> {
         value
     }
 
-    pub fn text(&self, key: &'static str) -> Option<&'a str> {
+    pub(super) fn text(&self, key: &'static str) -> Option<&'a str> {
         self.as_text(key, self.get(key)?)
     }
 
-    pub fn require_text(&self, key: &'static str, hint: &str) -> Option<&'a str> {
+    pub(super) fn require_text(&self, key: &'static str, hint: &str) -> Option<&'a str> {
         self.as_text(key, self.require(key, hint)?)
     }
 
@@ -108,7 +108,7 @@ impl<'a> Section<'a> {
         text
     }
 
-    pub fn flag(&self, key: &'static str, default: bool) -> bool {
+    pub(super) fn flag(&self, key: &'static str, default: bool) -> bool {
         let Some(value) = self.get(key) else { return default };
         value.as_bool().unwrap_or_else(|| {
             self.mistake(key, format!("expected true or false, found {}", kind_of(value)));
@@ -116,7 +116,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    pub fn number(&self, key: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> u64 {
+    pub(super) fn number(
+        &self,
+        key: &'static str,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> u64 {
         let Some(value) = self.get(key) else { return default };
         match value.as_u64() {
             Some(number) if range.contains(&number) => number,
@@ -132,7 +137,7 @@ impl<'a> Section<'a> {
     }
 
     /// `250ms`, `10s`, `5m`, `48h`.
-    pub fn duration(
+    pub(super) fn duration(
         &self,
         key: &'static str,
         default: Duration,
@@ -153,7 +158,7 @@ impl<'a> Section<'a> {
     }
 
     /// Bytes: a number, or `512KiB`, `64MiB`, `10GiB`.
-    pub fn bytes(&self, key: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> u64 {
+    pub(super) fn bytes(&self, key: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> u64 {
         let Some(value) = self.get(key) else { return default };
         let parsed = match value {
             Value::Number(number) => number.as_u64(),
@@ -175,12 +180,12 @@ impl<'a> Section<'a> {
         bytes
     }
 
-    pub fn path(&self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn path(&self, key: &'static str) -> Option<PathBuf> {
         self.text(key).map(PathBuf::from)
     }
 
     /// A path to a file that must be readable now.
-    pub fn readable(&self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn readable(&self, key: &'static str) -> Option<PathBuf> {
         let path = self.path(key)?;
         if let Err(error) = std::fs::File::open(&path) {
             self.mistake(key, format!("cannot read {}: {error}", path.display()));
@@ -188,23 +193,23 @@ impl<'a> Section<'a> {
         Some(path)
     }
 
-    pub fn texts(&self, key: &'static str) -> Vec<String> {
+    pub(super) fn texts(&self, key: &'static str) -> Vec<String> {
         let Some(value) = self.get(key) else { return Vec::new() };
-        let texts = value
-            .as_array()
-            .and_then(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+        let texts = value.as_array().and_then(|items| {
+            items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        });
         texts.unwrap_or_else(|| {
             self.mistake(key, format!("expected a list of texts, found {}", kind_of(value)));
             Vec::new()
         })
     }
 
-    pub fn section(&self, key: &'static str) -> Option<Section<'a>> {
+    pub(super) fn section(&self, key: &'static str) -> Option<Section<'a>> {
         Section::of(self.key_path(key), self.get(key)?, self.mistakes)
     }
 
     /// The sections of a list; with `one_or_many` a single mapping counts as a list of one.
-    pub fn sections(&self, key: &'static str, one_or_many: bool) -> Vec<Section<'a>> {
+    pub(super) fn sections(&self, key: &'static str, one_or_many: bool) -> Vec<Section<'a>> {
         let Some(value) = self.get(key) else { return Vec::new() };
         if one_or_many && value.is_object() {
             return Section::of(self.key_path(key), value, self.mistakes).into_iter().collect();
@@ -222,7 +227,7 @@ impl<'a> Section<'a> {
     }
 
     /// `{ file: PATH }` or `{ env: NAME }`; a trailing line break is not part of the secret.
-    pub fn secret(self, min_bytes: usize) -> Option<SecretString> {
+    pub(super) fn secret(self, min_bytes: usize) -> Option<SecretString> {
         let (file, env) = (self.path("file"), self.text("env"));
         let read = match (file, env) {
             (Some(file), None) => std::fs::read_to_string(&file)
@@ -239,7 +244,11 @@ impl<'a> Section<'a> {
                 let len = secret.expose_secret().len();
                 if len < min_bytes {
                     let hint = "make one with: openssl rand -hex 32".to_owned();
-                    mistakes.add(path, format!("secret of {len} bytes is shorter than {min_bytes}"), Some(hint));
+                    mistakes.add(
+                        path,
+                        format!("secret of {len} bytes is shorter than {min_bytes}"),
+                        Some(hint),
+                    );
                     return None;
                 }
                 Some(secret)
@@ -252,7 +261,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reports every key that nobody asked for.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         let known = self.known.borrow();
         for key in self.map.keys().filter(|key| !known.contains(&key.as_str())) {
             let near = known

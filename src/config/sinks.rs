@@ -167,11 +167,9 @@ fn read_options(section: &Section<'_>) -> BTreeMap<String, String> {
             other => other.to_string(),
         };
         match refused_option(key, &value) {
-            Some(reason) => section.mistake_with_hint(
-                &format!("options.{key}"),
-                format!("`{value}` is refused"),
-                reason,
-            ),
+            Some(reason) => {
+                section.mistake_with_hint(&format!("options.{key}"), format!("`{value}` is refused"), reason)
+            }
             None => {
                 options.insert(key.clone(), value);
             }
@@ -216,7 +214,9 @@ fn topics(section: &Section<'_>, template: &Template, sources: &[SourceConfig]) 
     if let Some((one, other)) = template.collision(&names) {
         section.mistake_with_hint(
             "topic",
-            format!("topics {one} and {other} fall together in Kafka's metric names, where `.` and `_` are one"),
+            format!(
+                "topics {one} and {other} fall together in Kafka's metric names, where `.` and `_` are one"
+            ),
             "put {provider} or other text between the parts",
         );
     }
@@ -257,7 +257,11 @@ fn read_stream(stream: Section<'_>, subjects: Vec<String>) -> Option<StreamSpec>
     if let Some(bad) = name.filter(|name| {
         name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     }) {
-        stream.mistake_with_hint("name", format!("`{bad}` cannot be a stream's name"), "letters, digits, `-` and `_`");
+        stream.mistake_with_hint(
+            "name",
+            format!("`{bad}` cannot be a stream's name"),
+            "letters, digits, `-` and `_`",
+        );
     }
     let create = stream.flag("create", false);
     let max_bytes = stream.contains("max_bytes").then(|| stream.bytes("max_bytes", 0, MIB..=u64::MAX >> 1));

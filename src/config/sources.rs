@@ -27,7 +27,11 @@ impl std::fmt::Debug for SourceConfig {
 pub(super) fn read(root: &Section<'_>) -> Vec<SourceConfig> {
     let sections = root.sections("sources", false);
     if sections.is_empty() {
-        root.mistake_with_hint("sources", "no source: nothing could be accepted", "name at least one provider");
+        root.mistake_with_hint(
+            "sources",
+            "no source: nothing could be accepted",
+            "name at least one provider",
+        );
     }
     let mut names = Vec::new();
     sections.into_iter().filter_map(|section| read_one(section, &mut names)).collect()
@@ -50,7 +54,11 @@ fn read_provider(section: &Section<'_>) -> Option<&'static dyn Provider> {
     let written = section.require_text("provider", &format!("one of: {}", known()))?;
     let provider = source::provider(written);
     if provider.is_none() {
-        section.mistake_with_hint("provider", format!("unknown provider `{written}`"), format!("one of: {}", known()));
+        section.mistake_with_hint(
+            "provider",
+            format!("unknown provider `{written}`"),
+            format!("one of: {}", known()),
+        );
     }
     provider
 }
@@ -83,7 +91,10 @@ fn read_check(section: &Section<'_>, provider: Option<&'static dyn Provider>) ->
     let mut checks: Vec<Check> = [signature, token, nothing].into_iter().flatten().collect();
     let check = checks.pop();
     if !checks.is_empty() {
-        section.mistake("verification", "more than one check: give one of signature, path_token, verification: none");
+        section.mistake(
+            "verification",
+            "more than one check: give one of signature, path_token, verification: none",
+        );
         return None;
     }
     if check.is_none() && !section.contains("verification") {
@@ -108,7 +119,8 @@ fn read_signature(section: &Section<'_>) -> Option<Check> {
         return None;
     }
     let signature = section.section("signature")?;
-    let header = signature.require_text("header", "the header's name, or \"*\" to try each of the right form");
+    let header =
+        signature.require_text("header", "the header's name, or \"*\" to try each of the right form");
     let choice = header.and_then(|name| match name {
         "*" => Some(HeaderChoice::Any),
         name => {
@@ -121,7 +133,11 @@ fn read_signature(section: &Section<'_>) -> Option<Check> {
     });
     signature.finish();
     if !with_secrets {
-        section.mistake_with_hint("secrets", "missing", "secrets: [ { file: PATH } ]; list two while you rotate");
+        section.mistake_with_hint(
+            "secrets",
+            "missing",
+            "secrets: [ { file: PATH } ]; list two while you rotate",
+        );
     }
     let secrets = secrets(section, "secrets");
     Some(Check::Signature { header: choice?, secrets })

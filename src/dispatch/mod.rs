@@ -73,8 +73,7 @@ impl Progress {
             backlog,
             in_flight: self.in_flight.load(Ordering::Relaxed),
             oldest_seconds: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)).as_secs_f64(),
-            publishing: !self.stalled.load(Ordering::Relaxed)
-                && (backlog == 0 || self.sink.connected()),
+            publishing: !self.stalled.load(Ordering::Relaxed) && (backlog == 0 || self.sink.connected()),
         }
     }
 
@@ -236,7 +235,11 @@ impl Dispatcher {
                 ReadItem::Record(record) => self.admit(record),
                 ReadItem::Lost { first, end, reason, quarantined } => {
                     tracing::error!(
-                        sink = self.parts.name, first, end, reason, ?quarantined,
+                        sink = self.parts.name,
+                        first,
+                        end,
+                        reason,
+                        ?quarantined,
                         "records lost to corruption: the cursor passes them"
                     );
                     self.window.push_nothing(end);
@@ -343,7 +346,12 @@ impl Dispatcher {
             wait = back_off(first, longest, attempts);
             Instant::now() + wait
         });
-        tracing::debug!(sink = self.parts.name, reason, wait_ms = wait.as_millis(), "publish failed, trying again");
+        tracing::debug!(
+            sink = self.parts.name,
+            reason,
+            wait_ms = wait.as_millis(),
+            "publish failed, trying again"
+        );
     }
 
     fn give_up(&mut self, token: Token, reason: String) {
@@ -367,9 +375,15 @@ impl Dispatcher {
         }
     }
 
-    fn letter(&self, offset: Offset, reason: String, message: Option<&Message>, payload: &[u8]) -> DeadLetter {
-        let (event_id, event_type, destination) = message
-            .map_or(("", "", ""), |m| (m.event_id.as_str(), m.event_type.as_str(), &*m.destination));
+    fn letter(
+        &self,
+        offset: Offset,
+        reason: String,
+        message: Option<&Message>,
+        payload: &[u8],
+    ) -> DeadLetter {
+        let (event_id, event_type, destination) =
+            message.map_or(("", "", ""), |m| (m.event_id.as_str(), m.event_type.as_str(), &*m.destination));
         let died = Timestamp::now().to_string();
         DeadLetter::new(&self.parts.name, offset, reason, event_id, event_type, destination, died, payload)
     }
@@ -423,10 +437,8 @@ impl Dispatcher {
             }
         };
         for letter in letters.into_iter().take(self.parts.in_flight_max) {
-            let parcel = letter
-                .record()
-                .map_err(|error| error.to_string())
-                .and_then(|record| self.message(&record));
+            let parcel =
+                letter.record().map_err(|error| error.to_string()).and_then(|record| self.message(&record));
             match parcel {
                 Ok((message, accepted_ms)) => {
                     let origin = Origin::Replay(Box::new(letter));
@@ -434,7 +446,12 @@ impl Dispatcher {
                     self.replays.push(0, self.hasher.hash_one(parcel.key()), parcel.bytes(), parcel);
                 }
                 Err(reason) => {
-                    tracing::warn!(sink = self.parts.name, offset = letter.offset, reason, "dead letter cannot be replayed");
+                    tracing::warn!(
+                        sink = self.parts.name,
+                        offset = letter.offset,
+                        reason,
+                        "dead letter cannot be replayed"
+                    );
                 }
             }
         }
@@ -449,7 +466,11 @@ impl Dispatcher {
     }
 
     fn store_if_due(&mut self) -> Result<(), DispatchError> {
-        if self.window.cursor() != self.stored && self.parts.reader.store_due() { self.store() } else { Ok(()) }
+        if self.window.cursor() != self.stored && self.parts.reader.store_due() {
+            self.store()
+        } else {
+            Ok(())
+        }
     }
 
     fn store(&mut self) -> Result<(), DispatchError> {

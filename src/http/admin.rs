@@ -40,9 +40,7 @@ where
         match path.as_str() {
             "/livez" => text("text/plain; charset=utf-8", "ok\n".to_owned()),
             "/readyz" => ready(&readiness()),
-            "/metrics" => {
-                text("application/openmetrics-text; version=1.0.0; charset=utf-8", metrics())
-            }
+            "/metrics" => text("application/openmetrics-text; version=1.0.0; charset=utf-8", metrics()),
             _ => Refusal::NotFound.into_response(),
         }
     })

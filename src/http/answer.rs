@@ -41,9 +41,10 @@ impl Refusal {
                 StatusCode::METHOD_NOT_ALLOWED,
                 r#"{"type":"about:blank","title":"Method Not Allowed","status":405}"#,
             ),
-            Self::RequestTimeout => {
-                (StatusCode::REQUEST_TIMEOUT, r#"{"type":"about:blank","title":"Request Timeout","status":408}"#)
-            }
+            Self::RequestTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                r#"{"type":"about:blank","title":"Request Timeout","status":408}"#,
+            ),
             Self::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 r#"{"type":"about:blank","title":"Content Too Large","status":413}"#,

@@ -83,10 +83,13 @@ impl Client {
                 Answer { status: Some(status), took, failure: None }
             }
             Ok(Err(error)) => {
-                let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                let cause =
+                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 Answer { status: None, took, failure: Some(cause) }
             }
-            Err(_) => Answer { status: None, took, failure: Some(format!("no answer within {ANSWER_WITHIN:?}")) },
+            Err(_) => {
+                Answer { status: None, took, failure: Some(format!("no answer within {ANSWER_WITHIN:?}")) }
+            }
         }
     }
 }

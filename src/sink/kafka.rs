@@ -24,7 +24,10 @@ use tokio::sync::mpsc;
 use tokio_retry::Retry;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
-use super::{Busy, KafkaConfig, KeyOrder, Message, Outcome, Outcomes, PublishError, Sink, SinkStatus, StartError, TopicSpec};
+use super::{
+    Busy, KafkaConfig, KeyOrder, Message, Outcome, Outcomes, PublishError, Sink, SinkStatus, StartError,
+    TopicSpec,
+};
 use crate::envelope::CONTENT_TYPE;
 
 /// How long one question to the cluster may take.
@@ -63,7 +66,9 @@ impl ClientContext for Reports {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(facility, message, "librdkafka");
             }
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::debug!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+                tracing::debug!(facility, message, "librdkafka")
+            }
             _ => tracing::trace!(facility, message, "librdkafka"),
         }
     }
@@ -167,7 +172,10 @@ impl KafkaSink {
     /// After a fatal error nothing goes through this producer any more. Dropping it reports
     /// everything under way as failed, before the new one takes anything.
     fn rebuild(&mut self) -> Option<Arc<Producer>> {
-        tracing::warn!(last_error = self.status.last_error(), "the Kafka producer failed for good: building a new one");
+        tracing::warn!(
+            last_error = self.status.last_error(),
+            "the Kafka producer failed for good: building a new one"
+        );
         self.producer = None;
         self.fatal.store(false, Ordering::Relaxed);
         self.status.rebuilt();
@@ -289,7 +297,8 @@ async fn take_care(
     status: Arc<SinkStatus>,
 ) {
     while let Some(Errand { topic, producer }) = errands.recv().await {
-        let waits = ExponentialBackoff::from_millis(2).factor(100).max_delay(Duration::from_secs(5)).map(jitter);
+        let waits =
+            ExponentialBackoff::from_millis(2).factor(100).max_delay(Duration::from_secs(5)).map(jitter);
         // Ten tries; after that the next failed publish asks again.
         let looked = Retry::start(waits.take(10), || look(&client, create, &topic, producer.clone())).await;
         match looked {
@@ -314,7 +323,8 @@ async fn look(
     let Some(producer) = producer.as_ref().and_then(Weak::upgrade) else { return Ok(()) };
     let name = topic.to_owned();
     let asked = tokio::task::spawn_blocking(move || {
-        let metadata = producer.client().fetch_metadata(Some(&name), ASK_WITHIN).map_err(|error| error.to_string())?;
+        let metadata =
+            producer.client().fetch_metadata(Some(&name), ASK_WITHIN).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().any(|t| t.name() == name && t.error().is_none());
         if found { Ok(()) } else { Err(format!("topic {name} does not exist or may not be seen")) }
     });

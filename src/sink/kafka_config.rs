@@ -56,34 +56,47 @@ pub fn refused_option(key: &str, value: &str) -> Option<&'static str> {
         "acks" | "request.required.acks" if !matches!(value, "all" | "-1") => {
             Some("an event counts as delivered only when all in-sync replicas have it: leave acks at all")
         }
-        "enable.idempotence" if value != "true" => {
-            Some("without the idempotent producer, retries inside the client reorder and repeat events: leave it true")
-        }
+        "enable.idempotence" if value != "true" => Some(
+            "without the idempotent producer, retries inside the client reorder and repeat events: leave it true",
+        ),
         "message.timeout.ms" | "delivery.timeout.ms" => {
             Some("the client would give events up; they wait on disk for as long as an outage lasts")
         }
         "retries" | "message.send.max.retries" => {
             Some("the client tries for ever; the spool decides what becomes of an event")
         }
-        "max.in.flight" | "max.in.flight.requests.per.connection" if value.parse::<u32>().is_ok_and(|n| n > 5) => {
+        "max.in.flight" | "max.in.flight.requests.per.connection"
+            if value.parse::<u32>().is_ok_and(|n| n > 5) =>
+        {
             Some("more than 5 requests in flight break the order of a key")
         }
         "enable.gapless.guarantee" => Some("experimental in librdkafka, and fatal where we can go on"),
         "transactional.id" | "transaction.timeout.ms" => Some("transactions are not used by this sink"),
-        "allow.auto.create.topics" => Some("use create_topics: true, which also says with how many partitions"),
+        "allow.auto.create.topics" => {
+            Some("use create_topics: true, which also says with how many partitions")
+        }
         "queue.buffering.max.messages" | "queue.buffering.max.kbytes" | "queuing.strategy" => {
             Some("the spool is the queue; use in_flight_max")
         }
         "bootstrap.servers" | "metadata.broker.list" => Some("use brokers"),
         "message.max.bytes" => Some("follows from http.max_body"),
         "security.protocol" => Some("follows from tls and sasl"),
-        "partitioner" if value.contains("random") && !value.starts_with("murmur2") && !value.starts_with("consistent") => {
+        "partitioner"
+            if value.contains("random")
+                && !value.starts_with("murmur2")
+                && !value.starts_with("consistent") =>
+        {
             Some("events of one resource must go to one partition")
         }
-        _ if key.starts_with("ssl.ca") || key.starts_with("ssl.key.") || key.starts_with("ssl.certificate") => {
+        _ if key.starts_with("ssl.ca")
+            || key.starts_with("ssl.key.")
+            || key.starts_with("ssl.certificate") =>
+        {
             Some("use tls: { ca_file, cert_file, key_file }")
         }
-        _ if key.starts_with("sasl.") && matches!(key, "sasl.username" | "sasl.password" | "sasl.mechanisms" | "sasl.mechanism") => {
+        _ if key.starts_with("sasl.")
+            && matches!(key, "sasl.username" | "sasl.password" | "sasl.mechanisms" | "sasl.mechanism") =>
+        {
             Some("use sasl: { mechanism, username, password: { file } }")
         }
         _ => None,
@@ -105,7 +118,9 @@ mod tests {
         ] {
             assert!(refused_option(key, value).is_some(), "{key}={value}");
         }
-        for (key, value) in [("acks", "all"), ("compression.type", "zstd"), ("linger.ms", "20"), ("client.rack", "a")] {
+        for (key, value) in
+            [("acks", "all"), ("compression.type", "zstd"), ("linger.ms", "20"), ("client.rack", "a")]
+        {
             assert_eq!(refused_option(key, value), None, "{key}={value}");
         }
     }

@@ -20,8 +20,8 @@ use tokio::time::{sleep, timeout};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
 use super::{
-    Busy, KeyOrder, Message, NatsAuth, NatsConfig, Outcome, Outcomes, PublishError, Sink, SinkStatus, StartError,
-    StreamSpec,
+    Busy, KeyOrder, Message, NatsAuth, NatsConfig, Outcome, Outcomes, PublishError, Sink, SinkStatus,
+    StartError, StreamSpec,
 };
 use crate::envelope::CONTENT_TYPE;
 
@@ -254,7 +254,8 @@ async fn publish(
 /// Permanent is too large and nothing else: a missing or full stream, a missing permission, can
 /// be cured.
 fn sort(error: &jetstream::context::PublishError) -> PublishError {
-    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    let text = std::error::Error::source(error)
+        .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => PublishError::Permanent(text),
         _ => PublishError::Transient(text),

@@ -104,7 +104,8 @@ impl Provider for CdHosting {
         }
         // A field of the body that `data` has as well is kept beside it.
         let twice = |field: &str| {
-            !matches!(field, "id" | "type" | "created_at" | "data") && data.is_some_and(|data| data.contains(field))
+            !matches!(field, "id" | "type" | "created_at" | "data")
+                && data.is_some_and(|data| data.contains(field))
         };
         cleaner.write_members(body, &mut details, |field| match field {
             "id" | "type" => false,

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
-use super::normalise::{Kind, Mapped, Resource, rfc3339_of_seconds};
 use super::Provider;
+use super::normalise::{Kind, Mapped, Resource, rfc3339_of_seconds};
 use crate::envelope::{Outcome, Severity};
 use crate::json::{Cleaner, Members, begin_member, text_member};
 use crate::subject::EventType;
@@ -55,7 +55,8 @@ const STACK_FIELDS: &[&str] = &[
 ];
 
 /// Fields of a stack that only a stack has: they tell a flat stack from a flat server.
-const STACK_MARKS: &[&str] = &["git", "environment", "cloud", "framework", "application_address", "redeploy_hook"];
+const STACK_MARKS: &[&str] =
+    &["git", "environment", "cloud", "framework", "application_address", "redeploy_hook"];
 
 const SERVER_FIELDS: &[&str] =
     &["uid", "server", "status", "created_at", "created_at_iso", "updated_at", "updated_at_iso"];
@@ -295,12 +296,15 @@ impl<'c> Related<'c> {
         let used = if members.id(id_field).is_some() { id_field } else { "id" };
         self.begin(kind, &id);
         for hidden in ["kind", "id"] {
-            if hidden != used && let Some(value) = members.get(hidden) {
+            if hidden != used
+                && let Some(value) = members.get(hidden)
+            {
                 begin_member(&mut self.out, &format!("provider_{hidden}"));
                 self.cleaner.write_value(value, &mut self.out, 0);
             }
         }
-        self.cleaner.write_members(&members, &mut self.out, |name| name != used && name != "kind" && name != "id");
+        self.cleaner
+            .write_members(&members, &mut self.out, |name| name != used && name != "kind" && name != "id");
         self.out.push('}');
         self.took.push(if kind == "deployment" { "deploy_context" } else { kind });
     }

@@ -100,7 +100,12 @@ impl Verified {
 }
 
 impl Source {
-    pub fn new(name: &str, provider: &'static dyn Provider, check: Check, redact: Option<Vec<String>>) -> Self {
+    pub fn new(
+        name: &str,
+        provider: &'static dyn Provider,
+        check: Check,
+        redact: Option<Vec<String>>,
+    ) -> Self {
         let redact = redact.unwrap_or_else(|| provider.redacted().iter().map(|s| (*s).to_owned()).collect());
         Self {
             name: name.into(),

@@ -55,10 +55,15 @@ struct Reading<'a> {
     needs_resource_id: bool,
 }
 
-pub(super) fn normalise(provider: &'static dyn Provider, uri: &str, cleaner: &Cleaner, delivery: &Delivery) -> Event {
+pub(super) fn normalise(
+    provider: &'static dyn Provider,
+    uri: &str,
+    cleaner: &Cleaner,
+    delivery: &Delivery,
+) -> Event {
     let parsed = std::str::from_utf8(&delivery.body)
         .map_err(|error| format!("body is not UTF-8: {error}"))
-        .and_then(|text| parse(text));
+        .and_then(parse);
     let body = match parsed {
         Ok(body) => body,
         Err(problem) => return unmapped(provider, uri, delivery, &problem, None),
@@ -177,8 +182,12 @@ impl Resource {
     fn write(&self, out: &mut String) {
         out.push('{');
         text_member(out, "kind", if self.kind.is_empty() { "unknown" } else { self.kind });
-        let members =
-            [("id", &self.id), ("name", &self.name), ("environment", &self.environment), ("address", &self.address)];
+        let members = [
+            ("id", &self.id),
+            ("name", &self.name),
+            ("environment", &self.environment),
+            ("address", &self.address),
+        ];
         for (name, value) in members {
             if let Some(value) = value {
                 text_member(out, name, value);
@@ -256,4 +265,3 @@ pub(super) fn rfc3339_of_seconds(raw: &RawValue) -> Option<String> {
 pub(super) fn rfc3339_utc(text: &str) -> Option<String> {
     is_rfc3339(text).then(|| text.parse::<Timestamp>().ok().map(|time| time.to_string())).flatten()
 }
-

@@ -101,7 +101,10 @@ fn check_signature(
 
 /// The header values that may be a signature. With a named header each of its values counts,
 /// well-formed or not, so that a malformed one is told apart from a missing one.
-fn candidates<'a>(header: &'a HeaderChoice, headers: &'a HeaderMap) -> Box<dyn Iterator<Item = &'a HeaderValue> + 'a> {
+fn candidates<'a>(
+    header: &'a HeaderChoice,
+    headers: &'a HeaderMap,
+) -> Box<dyn Iterator<Item = &'a HeaderValue> + 'a> {
     match header {
         HeaderChoice::Named(name) => Box::new(headers.get_all(name).iter()),
         HeaderChoice::Any => Box::new(headers.values().filter(|value| decode(value).is_some())),
@@ -121,8 +124,8 @@ fn decode(value: &HeaderValue) -> Option<[u8; 32]> {
 }
 
 fn mac(secret: &SecretString, message: &[u8]) -> Hmac<Sha256> {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes keys of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes())
+        .expect("HMAC takes keys of any length");
     mac.update(message);
     mac
 }
@@ -173,7 +176,9 @@ mod tests {
         check(&["nonsense", SIGNATURE], BODY, Ok(()));
         check(&[], BODY, Err(VerifyError::SignatureMissing));
         let zeros = "0".repeat(64);
-        for wrong in ["", "7571", &SIGNATURE[..62], &format!("{SIGNATURE}00"), &SIGNATURE.replace('7', "g"), &zeros] {
+        for wrong in
+            ["", "7571", &SIGNATURE[..62], &format!("{SIGNATURE}00"), &SIGNATURE.replace('7', "g"), &zeros]
+        {
             check(&[wrong], BODY, Err(VerifyError::SignatureWrong));
         }
         check(&[SIGNATURE], b"Hello, World?", Err(VerifyError::SignatureWrong));

@@ -149,12 +149,7 @@ impl Queue {
     /// If few are waiting and the batch before (`previous` requests) was shallow too, waits up to
     /// `window` for more: a sync costs the same for one record as for many. A deep queue is never
     /// kept waiting.
-    pub(crate) fn take(
-        &self,
-        batch: &mut VecDeque<Request>,
-        window: Duration,
-        previous: usize,
-    ) -> Work {
+    pub(crate) fn take(&self, batch: &mut VecDeque<Request>, window: Duration, previous: usize) -> Work {
         let mut state = self.lock();
         state.wake_at = 1;
         while state.waiting.is_empty() && !state.seal && !state.closed {

@@ -87,9 +87,7 @@ impl State {
     /// sidecar always stays: it remembers where offsets go on.
     fn expired_ids(&self, now_ms: u64, window_ms: u64) -> usize {
         let oldest = self.segments.front().map_or(Offset::MAX, |segment| segment.first);
-        let expired = |ids: &&KeptIds| {
-            ids.first < oldest && now_ms.saturating_sub(ids.sealed_ms) > window_ms
-        };
+        let expired = |ids: &&KeptIds| ids.first < oldest && now_ms.saturating_sub(ids.sealed_ms) > window_ms;
         let most = self.ids.len().saturating_sub(1);
         self.ids.iter().take(most).take_while(expired).count()
     }

@@ -19,9 +19,7 @@ impl Seed {
     /// The mask (`LevelDB`'s: rotate by 15 bits, add a constant) keeps the checksum of nothing or of
     /// zeros from being zero, and keeps a checksum stored inside checksummed bytes harmless.
     pub(crate) fn crc(self, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(self.0, bytes)
-            .rotate_right(15)
-            .wrapping_add(0xa282_ead8)
+        crc32c::crc32c_append(self.0, bytes).rotate_right(15).wrapping_add(0xa282_ead8)
     }
 }
 
@@ -63,9 +61,7 @@ pub(crate) fn to_usize(length: u64) -> usize {
 /// Milliseconds since 1970 by the wall clock: for display, retention and the window of remembered
 /// ids only. It never orders anything.
 pub(crate) fn now_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| millis(since))
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, millis)
 }
 
 /// A duration in whole milliseconds, saturating.
@@ -87,10 +83,7 @@ mod tests {
     #[test]
     fn is_castagnoli() {
         // The check value of CRC-32C in every catalogue: "123456789" -> e3069283.
-        let unmasked = Seed::PLAIN
-            .crc(b"123456789")
-            .wrapping_sub(0xa282_ead8)
-            .rotate_left(15);
+        let unmasked = Seed::PLAIN.crc(b"123456789").wrapping_sub(0xa282_ead8).rotate_left(15);
         assert_eq!(unmasked, 0xe306_9283);
     }
 }

@@ -23,6 +23,9 @@ const FORMAT: u16 = 1;
 pub(crate) struct Slot {
     pub(crate) generation: u64,
     pub(crate) offset: Offset,
+    /// The spool's durable end when this was stored: tells, after a crash, that records which are
+    /// not there have been.
+    pub(crate) durable_end: Offset,
     pub(crate) spool_id: [u8; 16],
 }
 
@@ -34,8 +37,9 @@ impl Slot {
         bytes.extend_from_slice(&[0; 6]);
         bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.offset.to_le_bytes());
+        bytes.extend_from_slice(&self.durable_end.to_le_bytes());
         bytes.extend_from_slice(&self.spool_id);
-        bytes.extend_from_slice(&[0; 12]);
+        bytes.extend_from_slice(&[0; 4]);
         let crc = Seed::PLAIN.crc(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
         bytes
@@ -50,9 +54,10 @@ impl Slot {
         let slot = Self {
             generation: fields.u64()?,
             offset: fields.u64()?,
+            durable_end: fields.u64()?,
             spool_id: fields.bytes()?,
         };
-        (slot.offset < MAX_OFFSET).then_some(slot)
+        (slot.offset < MAX_OFFSET && slot.durable_end < MAX_OFFSET).then_some(slot)
     }
 }
 
@@ -85,7 +90,9 @@ impl CursorFile {
     /// Makes what is on disk the truth, then reads it: `None` if neither slot is usable.
     pub(crate) fn open(file: Box<dyn StorageFile>, spool_id: [u8; 16]) -> io::Result<Option<Self>> {
         file.forget_cached()?;
-        let Some(last) = read(&*file, &spool_id)? else { return Ok(None) };
+        let Some(last) = read(&*file, &spool_id)? else {
+            return Ok(None);
+        };
         // A slot written before a kill may still be in memory only, and segments are freed by it.
         file.sync_data()?;
         Ok(Some(Self { file, last, broken: false }))
@@ -103,7 +110,7 @@ impl CursorFile {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => storage.open_rw(path)?,
             created => created?,
         };
-        let last = Slot { generation: 1, offset, spool_id };
+        let last = Slot { generation: 1, offset, durable_end: offset, spool_id };
         let mut bytes = last.encode();
         bytes.resize(2 * 4096, 0);
         file.write_all_at(&bytes, 0)?;
@@ -116,16 +123,21 @@ impl CursorFile {
         self.last.offset
     }
 
+    /// Everything below was synced when the cursor was stored.
+    pub(crate) fn durable_end(&self) -> Offset {
+        self.last.durable_end.max(self.last.offset)
+    }
+
     /// Writes the other slot and syncs it.
     ///
     /// # Errors
     /// After a failed write the next call tries the same slot again; after a failed sync every
     /// further call fails.
-    pub(crate) fn store(&mut self, offset: Offset) -> io::Result<()> {
+    pub(crate) fn store(&mut self, offset: Offset, durable_end: Offset) -> io::Result<()> {
         if self.broken {
             return Err(io::Error::other("an earlier sync of this cursor failed"));
         }
-        let next = Slot { generation: self.last.generation + 1, offset, ..self.last };
+        let next = Slot { generation: self.last.generation + 1, offset, durable_end, ..self.last };
         let position = if next.generation.is_multiple_of(2) { SLOT_DISTANCE } else { 0 };
         self.file.write_all_at(&next.encode(), position)?;
         if let Err(error) = self.file.sync_data() {

@@ -164,7 +164,6 @@ impl Reader {
     }
 
     /// Opens a segment; an inner `Ok` is the loss of all of it, an inner `Err` the disk's.
-    #[expect(clippy::result_large_err, reason = "the error is what the caller returns to its own")]
     fn open(&mut self, segment: &Segment) -> Result<Scan, io::Result<ReadItem>> {
         let Some(header) = &segment.header else {
             let path = Some(segment.path.clone());
@@ -183,9 +182,8 @@ impl Reader {
         let name = format!("{}.at-{}", file_name(segment.first, ""), damage.position);
         let Damage { position, len, .. } = *damage;
         let (storage, dir) = (&*self.shared.storage, &self.shared.config.dir);
-        let copied = (len > 0)
-            .then(|| quarantine::copy(storage, dir, &name, &*scan.file, position, len))
-            .transpose();
+        let copied =
+            (len > 0).then(|| quarantine::copy(storage, dir, &name, &*scan.file, position, len)).transpose();
         let quarantined = copied.unwrap_or_else(|error| {
             error!(file = %segment.path.display(), %error, "cannot quarantine damaged bytes");
             let mut state = self.shared.catalog.lock();
@@ -194,11 +192,8 @@ impl Reader {
             }
             None
         });
-        let reason = format!(
-            "{} at byte {position} of {}, {len} bytes",
-            damage.reason,
-            segment.path.display()
-        );
+        let reason =
+            format!("{} at byte {position} of {}, {len} bytes", damage.reason, segment.path.display());
         self.lost(end, reason, quarantined)
     }
 
@@ -250,7 +245,8 @@ impl Reader {
     pub fn store(&mut self) -> io::Result<()> {
         self.stored_at = Instant::now();
         if self.confirmed > self.cursor_file.offset() {
-            self.cursor_file.store(self.confirmed)?;
+            let durable_end = *self.durable.borrow();
+            self.cursor_file.store(self.confirmed, durable_end)?;
             self.shared.catalog.set_cursor(&self.sink, self.confirmed);
         }
         self.shared.free()?;

@@ -113,7 +113,9 @@ impl Recent {
 
     fn forget_oldest(&mut self, count: usize) {
         for _ in 0..count {
-            let Some(key) = self.ring.front().copied() else { return };
+            let Some(key) = self.ring.front().copied() else {
+                return;
+            };
             self.unlist(key);
             self.ring.pop_front();
             self.front = self.front.wrapping_add(1);

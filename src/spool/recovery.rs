@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::segment::{self, HeaderRead, SegmentHeader, WriteFailure, create_synce
 use super::sidecar::{self, Sidecar};
 use super::storage::{Storage, read_vec};
 use super::writer::Active;
-use super::{Config, IdKey, Offset, quarantine, record};
+use super::{Config, IdKey, Offset, quarantine};
 
 /// Why a spool could not be opened. None of these is cured by trying again.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,8 @@ pub struct RecoveryReport {
     pub cursors_reset: Vec<String>,
     /// Cursors beyond the last record: confirmed records are gone from the disk.
     pub cursors_ahead: Vec<(String, Offset)>,
+    /// Offsets at the end that a cursor file knows to have been durable and no segment holds.
+    pub missing_end: Option<Range<Offset>>,
     /// Cursors of sinks that are not configured; they keep their segments until removed.
     pub orphan_cursors: Vec<(String, Offset)>,
 }
@@ -141,7 +144,8 @@ pub(crate) fn recover(
     // Whatever an earlier run created or removed without living to sync it becomes durable here.
     storage.sync_dir(dir).map_err(at("cannot sync", dir))?;
     let mut cursors = recovery.open_cursors(sinks)?;
-    let cursor_end = cursors.iter().map(|(_, offset, _)| *offset).max().unwrap_or(0);
+    let marks = cursors.iter().filter_map(|(_, _, file)| file.as_ref());
+    let cursor_end = marks.map(CursorFile::durable_end).max().unwrap_or(0);
     recovery.read_sidecars()?;
     let headers = recovery.read_headers(cursor_end)?;
     let (mut segments, mut active) = recovery.open_segments(headers, cursor_end)?;
@@ -154,7 +158,12 @@ pub(crate) fn recover(
             recovery.report.cursors_ahead.push((sink.clone(), *offset));
         }
     }
-    if next > data_end && let Some(last) = segments.back_mut().filter(|_| active.is_some()) {
+    if next > data_end.max(ids_end) {
+        recovery.report.missing_end = Some(data_end.max(ids_end)..next);
+    }
+    if next > data_end
+        && let Some(last) = segments.back_mut().filter(|_| active.is_some())
+    {
         // Offsets are never used twice, so they go on after a gap, and a segment has no gaps.
         recovery.seal(last)?;
         active = None;
@@ -205,17 +214,17 @@ struct Recovery<'a> {
 
 /// What reading a whole segment shows.
 #[derive(Default)]
-struct Scanned {
+pub(crate) struct Scanned {
     /// One past the last valid record, and where it ends in the file.
-    end: Offset,
-    len: u64,
+    pub(crate) end: Offset,
+    pub(crate) len: u64,
     /// Bytes in the file after that.
-    tail: u64,
+    pub(crate) tail: u64,
     /// The greatest durable end that any header speaks of.
-    durable_end: Offset,
+    pub(crate) durable_end: Offset,
     /// Damage before the last valid record.
-    damage: Vec<Damage>,
-    keys: Vec<IdKey>,
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) keys: Vec<IdKey>,
 }
 
 impl Recovery<'_> {
@@ -339,8 +348,8 @@ impl Recovery<'_> {
     ) -> Result<(VecDeque<Segment>, Option<Active>), RecoveryError> {
         let mut segments: VecDeque<_> = headers.into();
         let mut active = None;
-        let firsts: Vec<_> = segments.iter().skip(1).map(|segment| segment.first).collect();
-        let nexts = firsts.into_iter().map(Some).chain([None]);
+        let nexts = segments.iter().skip(1).map(|segment| Some(segment.first));
+        let nexts: Vec<_> = nexts.chain([None]).collect();
         for (segment, next) in segments.iter_mut().zip(nexts) {
             let sidecar = self.known_ids.iter().map(|(_, sidecar)| sidecar).find(|sidecar| {
                 let same = segment.header.is_none_or(|header| header.id == sidecar.segment_id);
@@ -393,7 +402,7 @@ impl Recovery<'_> {
             let (from, bytes) = (scanned.len, scanned.tail);
             self.damage(segment, scanned.end, known, from, bytes, "no valid record to the end");
         } else if scanned.tail > 0 {
-            self.cut(segment, &*file, &scanned.len, scanned.tail)?;
+            self.cut(segment, &*file, scanned.len, scanned.tail)?;
         }
         // What a killed process wrote and never synced is readable: before anybody relies on it, it
         // becomes durable.
@@ -410,19 +419,19 @@ impl Recovery<'_> {
         &mut self,
         segment: &mut Segment,
         file: &dyn super::storage::StorageFile,
-        len: &u64,
+        len: u64,
         tail: u64,
     ) -> Result<(), RecoveryError> {
         let name = format!("{}.torn-{len}", file_name(segment.first, ""));
         let dir = &self.config.dir;
-        let quarantined = match quarantine::copy(self.storage, dir, &name, file, *len, tail) {
+        let quarantined = match quarantine::copy(self.storage, dir, &name, file, len, tail) {
             Ok(path) => Some(path),
             // Nobody was answered for these bytes, and starting on a full disk frees it.
             Err(error) if super::storage::is_no_space(&error) => None,
             Err(error) => return Err(at("cannot quarantine the tail of", &segment.path)(error)),
         };
-        file.truncate(*len).map_err(at("cannot truncate", &segment.path))?;
-        segment.len = *len;
+        file.truncate(len).map_err(at("cannot truncate", &segment.path))?;
+        segment.len = len;
         self.report.torn_tail = Some(TornTail { bytes: tail, quarantined });
         Ok(())
     }
@@ -432,7 +441,9 @@ impl Recovery<'_> {
     fn seal(&mut self, segment: &mut Segment) -> Result<(), RecoveryError> {
         let now = now_ms();
         segment.sealed_ms = Some(now);
-        let Some(header) = segment.header else { return Ok(()) };
+        let Some(header) = segment.header else {
+            return Ok(());
+        };
         let path = self.config.dir.join(file_name(segment.first, sidecar::SUFFIX));
         let range = segment.first..segment.end;
         let sidecar = Sidecar::new(header.id, range, segment.len, segment.created_ms, now);
@@ -490,7 +501,8 @@ impl Recovery<'_> {
     }
 }
 
-fn scan_all(scan: &mut Scan, file_len: u64) -> io::Result<Scanned> {
+/// Reads the first `file_len` bytes of a segment.
+pub(crate) fn scan_all(scan: &mut Scan, file_len: u64) -> io::Result<Scanned> {
     let mut all = Scanned { end: scan.next, len: segment::HEADER_LEN, ..Scanned::default() };
     let mut pending = Vec::new();
     while let Some(found) = scan.step(file_len)? {
@@ -553,5 +565,3 @@ pub(crate) fn decode_id(bytes: &[u8]) -> Option<[u8; 16]> {
     let mut fields = Fields(checked(bytes.first_chunk::<28>()?, Seed::PLAIN)?);
     (fields.bytes()? == ID_MAGIC).then(|| fields.bytes()).flatten()
 }
-
-const _: () = assert!(record::HEADER_LEN == 48);

@@ -145,7 +145,9 @@ pub(crate) fn create_synced(
     let file = match storage.create_new(path) {
         Ok(file) => file,
         Err(error) if is_no_space(&error) => return Err(WriteFailure::NoSpace),
-        Err(error) => return Err(WriteFailure::Broken { what: "creating a file", error }),
+        Err(error) => {
+            return Err(WriteFailure::Broken { what: "creating a file", error });
+        }
     };
     match fill(&*file) {
         Ok(()) => {}
@@ -154,7 +156,9 @@ pub(crate) fn create_synced(
             storage.unlink(path).map_err(WriteFailure::broken("removing an unfinished file"))?;
             return Err(WriteFailure::NoSpace);
         }
-        Err(error) => return Err(WriteFailure::Broken { what: "writing a new file", error }),
+        Err(error) => {
+            return Err(WriteFailure::Broken { what: "writing a new file", error });
+        }
     }
     file.sync_all().map_err(WriteFailure::broken("syncing a new file"))?;
     let dir = path.parent().unwrap_or(Path::new("."));

@@ -128,11 +128,7 @@ impl Sidecar {
     }
 
     /// The newest `most` of the ids, oldest first; `None` if they are damaged.
-    pub(crate) fn read_ids(
-        &self,
-        file: &dyn StorageFile,
-        most: usize,
-    ) -> io::Result<Option<Vec<IdKey>>> {
+    pub(crate) fn read_ids(&self, file: &dyn StorageFile, most: usize) -> io::Result<Option<Vec<IdKey>>> {
         let len = u64::from(self.ids) * 16;
         if HEADER_LEN as u64 + len > file.len()? {
             return Ok(None);

@@ -62,11 +62,7 @@ pub trait Held: Send + Sync {}
 impl<T: Send + Sync> Held for T {}
 
 /// Reads until `buffer` is full or the file ends; the number of bytes read.
-pub(crate) fn read_full(
-    file: &dyn StorageFile,
-    buffer: &mut [u8],
-    position: u64,
-) -> io::Result<usize> {
+pub(crate) fn read_full(file: &dyn StorageFile, buffer: &mut [u8], position: u64) -> io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, position + filled as u64) {

@@ -171,7 +171,9 @@ impl Writer {
 
     /// One write, one sync, then the world may know.
     fn write(&mut self, group: Group) -> Result<(), WriteFailure> {
-        let Some(active) = self.active.as_mut().filter(|_| group.new > 0) else { return Ok(()) };
+        let Some(active) = self.active.as_mut().filter(|_| group.new > 0) else {
+            return Ok(());
+        };
         match active.file.write_all_at(&self.buffer, active.len) {
             Ok(()) => {}
             Err(error) if is_no_space(&error) => {
@@ -187,7 +189,9 @@ impl Writer {
                 }
                 return Ok(());
             }
-            Err(error) => return Err(WriteFailure::Broken { what: "writing records", error }),
+            Err(error) => {
+                return Err(WriteFailure::Broken { what: "writing records", error });
+            }
         }
         let before = Instant::now();
         active.file.sync_data().map_err(WriteFailure::broken("syncing records"))?;
@@ -235,7 +239,9 @@ impl Writer {
     /// Gives back reserved blocks, syncs, writes the sidecar. Without room for the sidecar the
     /// segment stays active and a later rotation tries again.
     fn seal(&mut self) -> Result<(), WriteFailure> {
-        let Some(active) = &self.active else { return Ok(()) };
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
         let header = active.header;
         let given_back = active.file.truncate(active.len).and_then(|()| active.file.sync_all());
         given_back.map_err(WriteFailure::broken("sealing a segment"))?;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::broker::{Broker, Kind};
-use crate::kit::PATIENCE;
 use crate::kit::bridge::Bridge;
 use crate::kit::oracle::{self, judge};
 use crate::kit::provider::{Delivery, Entry, Ledger, Load};
 use crate::kit::seen::{Position, Seen};
+use crate::kit::{PATIENCE, eventually};
 
 const SENDERS: usize = 8;
+const BACKLOG: &str = "hookbus_sink_backlog_records";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_accepted_is_lost_when_nats_and_the_bridge_are_killed() {
@@ -29,6 +30,7 @@ async fn outage(kind: Kind) {
 
     // No broker has ever been there.
     load.acked_more(200).await;
+    assert!(bridge.metric(BACKLOG).await >= 200.0, "what waits is counted");
     broker.restart().await;
     broker.has_all_of(&ledger.entries()).await;
 
@@ -49,6 +51,11 @@ async fn outage(kind: Kind) {
     load.finish().await;
 
     broker.has_all_of(&ledger.entries()).await;
+    eventually(PATIENCE, "nothing waits any more", async || match bridge.metric(BACKLOG).await {
+        0.0 => Ok(()),
+        backlog => Err(format!("{backlog} records do")),
+    })
+    .await;
     assert!(bridge.sigterm(PATIENCE).await.success());
     let (entries, seen) = (ledger.entries(), broker.read_all().await);
     oracle::check(&format!("{kind:?}: killed four times the bridge, once the broker"), &entries, &seen);

@@ -243,11 +243,13 @@ impl Bridge {
         parse_metrics(&answer.text())
     }
 
-    /// The sum over all samples of one metric.
+    /// The sum over all samples of one metric, which must have some.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let metrics = self.metrics().await;
         let of_name = metrics.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
-        of_name.map(|(_, value)| value).sum()
+        let values: Vec<f64> = of_name.map(|(_, value)| *value).collect();
+        assert!(!values.is_empty(), "no metric {name}");
+        values.iter().sum()
     }
 }
 
