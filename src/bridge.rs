@@ -117,7 +117,7 @@ impl Bridge {
         let names: Vec<String> = sinks.iter().map(|sink| sink.name.clone()).collect();
         let Spool { appender, readers, writer, status, recovery } =
             Spool::open(spool, &names, Arc::new(DiskStorage))?;
-        tracing::info!(dir = %spool_dir.display(), ?recovery, "spool open");
+        log_recovery(&spool_dir, &recovery);
 
         let metrics = Metrics::new();
         let (stop_dispatch, dispatch_stop) = watch::channel(None);
@@ -277,6 +277,50 @@ fn check_place(dir: &std::path::Path, allow_volatile: bool) -> Result<(), Bridge
     Ok(())
 }
 
+/// What was found, and loudly what was not.
+fn log_recovery(dir: &std::path::Path, report: &spool::RecoveryReport) {
+    tracing::info!(
+        dir = %dir.display(),
+        segments = report.segments,
+        records_end = report.durable_end,
+        remembered_ids = report.remembered_ids,
+        "spool open"
+    );
+    if let Some(tail) = &report.torn_tail {
+        let kept = tail.quarantined.as_ref().map(|path| path.display().to_string());
+        tracing::warn!(bytes = tail.bytes, kept, "torn tail set aside: it was never answered");
+    }
+    for damage in &report.damage {
+        tracing::error!(
+            segment = %damage.path.display(),
+            first = damage.first,
+            end = damage.end,
+            reason = damage.reason,
+            "accepted records are damaged"
+        );
+    }
+    if let Some(missing) = &report.missing_end {
+        tracing::error!(first = missing.start, end = missing.end, "accepted records are missing at the end");
+    }
+    for path in &report.set_aside {
+        tracing::error!(path = %path.display(), "a file that is not what its name says was set aside");
+    }
+    for sink in &report.cursors_reset {
+        tracing::warn!(sink, "cursor unreadable: publishing again from the oldest record");
+    }
+    for (sink, offset) in &report.cursors_ahead {
+        tracing::error!(sink, offset, "cursor is beyond the last record: records are missing");
+    }
+    for (sink, offset) in &report.orphan_cursors {
+        tracing::warn!(
+            sink,
+            offset,
+            "a cursor of a sink that is configured no more keeps its records; \
+             remove cursors/<sink>.cursor to let them go"
+        );
+    }
+}
+
 /// The dispatchers' view of the sources: they outlive the listener.
 fn share(sources: &[SourceConfig]) -> HashMap<Arc<str>, Arc<Source>> {
     sources
@@ -321,10 +365,7 @@ fn start_sink(broker: Broker, outcomes: &Arc<Outcomes>) -> Result<Box<dyn Sink>,
 }
 
 /// A dispatcher on a thread and a runtime of its own.
-fn spawn_dispatcher(
-    parts: dispatch::Parts,
-    stop: dispatch::Stop,
-) -> Result<Running, BridgeError> {
+fn spawn_dispatcher(parts: dispatch::Parts, stop: dispatch::Stop) -> Result<Running, BridgeError> {
     let thread_name = format!("sink-{}", parts.name.chars().take(10).collect::<String>());
     let dispatcher = Dispatcher::new(parts);
     let progress = dispatcher.progress();

@@ -128,9 +128,8 @@ pub struct Dispatcher {
     progress: Arc<Progress>,
     hasher: RandomState,
     last_confirmed: Instant,
-    /// Lost stretches are in the log once, not at every look.
+    /// Kept to be filled again.
     outcomes: Vec<Outcome>,
-    stored: Offset,
 }
 
 /// Tokens of replays carry this bit; those of the spool never reach it.
@@ -156,7 +155,6 @@ impl Dispatcher {
             hasher: RandomState::new(),
             last_confirmed: Instant::now(),
             outcomes: Vec::new(),
-            stored: cursor,
             parts,
         }
     }
@@ -466,11 +464,7 @@ impl Dispatcher {
     }
 
     fn store_if_due(&mut self) -> Result<(), DispatchError> {
-        if self.window.cursor() != self.stored && self.parts.reader.store_due() {
-            self.store()
-        } else {
-            Ok(())
-        }
+        if self.parts.reader.store_due() { self.store() } else { Ok(()) }
     }
 
     fn store(&mut self) -> Result<(), DispatchError> {
@@ -478,7 +472,6 @@ impl Dispatcher {
             .reader
             .store()
             .map_err(|source| DispatchError::Cursor { sink: self.parts.name.clone(), source })?;
-        self.stored = self.window.cursor();
         Ok(())
     }
 }

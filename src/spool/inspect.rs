@@ -8,9 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::identity::decode_id;
 use super::reader::ReadItem;
-use super::recovery::{DamageReport, decode_id, scan_all};
-use super::scan::{Found, Scan};
+use super::report::DamageReport;
+use super::scan::{Found, Scan, scan_all};
 use super::segment::{self, HeaderRead, SegmentHeader};
 use super::sidecar::{self, Sidecar};
 use super::storage::{Storage, StorageFile, read_vec};

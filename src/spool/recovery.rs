@@ -2,85 +2,21 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{KeptIds, Segment, State};
-use super::codec::{Fields, Seed, checked, millis, now_ms};
+use super::codec::{millis, now_ms};
 use super::cursor::{self, CursorFile};
+use super::identity::spool_id;
 use super::recent::Recent;
-use super::scan::{Damage, Found, Scan};
-use super::segment::{self, HeaderRead, SegmentHeader, WriteFailure, create_synced, file_name};
+use super::report::{DamageReport, RecoveryError, RecoveryReport, TornTail, at};
+use super::scan::{Scan, scan_all};
+use super::segment::{self, HeaderRead, SegmentHeader, WriteFailure, file_name};
 use super::sidecar::{self, Sidecar};
-use super::storage::{Storage, read_vec};
+use super::storage::Storage;
 use super::writer::Active;
 use super::{Config, IdKey, Offset, quarantine};
-
-/// Why a spool could not be opened. None of these is cured by trying again.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoveryError {
-    #[error("spool {} is locked by another process", dir.display())]
-    Locked { dir: PathBuf },
-    /// Written by a newer version; an older one must not guess.
-    #[error("{} has format {format}, this version reads format 1", path.display())]
-    UnknownFormat { path: PathBuf, format: u16 },
-    #[error("sink name {name:?} may have 1 to 100 letters, digits, '-' and '_', once each name")]
-    SinkName { name: String },
-    #[error("{what} {}", path.display())]
-    Io {
-        what: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// What recovery found and did. Everything here but the numbers deserves a line in the log.
-#[derive(Clone, Debug, Default)]
-pub struct RecoveryReport {
-    /// Segments that are there, and how many of them had to be read.
-    pub segments: usize,
-    pub scanned: usize,
-    pub remembered_ids: usize,
-    /// Where offsets go on.
-    pub durable_end: Offset,
-    /// Bytes after the last record that were never answered for, cut off.
-    pub torn_tail: Option<TornTail>,
-    /// Damage to accepted records in segments that were read; readers report it as lost when they
-    /// come there. Damage elsewhere is found by reading.
-    pub damage: Vec<DamageReport>,
-    /// Segment files too damaged to say anything; moved to quarantine.
-    pub set_aside: Vec<PathBuf>,
-    /// Sinks whose cursor was unusable: they begin again at the oldest record.
-    pub cursors_reset: Vec<String>,
-    /// Cursors beyond the last record: confirmed records are gone from the disk.
-    pub cursors_ahead: Vec<(String, Offset)>,
-    /// Offsets at the end that a cursor file knows to have been durable and no segment holds.
-    pub missing_end: Option<Range<Offset>>,
-    /// Cursors of sinks that are not configured; they keep their segments until removed.
-    pub orphan_cursors: Vec<(String, Offset)>,
-}
-
-/// The half-written end of the last segment.
-#[derive(Clone, Debug)]
-pub struct TornTail {
-    pub bytes: u64,
-    /// The copy; `None` if the disk had no room for it.
-    pub quarantined: Option<PathBuf>,
-}
-
-/// A stretch of a segment that does not validate.
-#[derive(Clone, Debug)]
-pub struct DamageReport {
-    pub path: PathBuf,
-    pub first: Offset,
-    /// One past the last offset lost.
-    pub end: Offset,
-    pub position: u64,
-    pub bytes: u64,
-    pub reason: &'static str,
-}
 
 /// Everything the running parts start from.
 pub(crate) struct Recovered {
@@ -91,10 +27,6 @@ pub(crate) struct Recovered {
     /// One per sink, in order.
     pub(crate) cursors: Vec<CursorFile>,
     pub(crate) report: RecoveryReport,
-}
-
-fn at<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RecoveryError + 'a {
-    move |source| RecoveryError::Io { what, path: path.to_owned(), source }
 }
 
 /// Letters, digits, '-' and '_': a sink's name is part of a file name.
@@ -210,21 +142,6 @@ struct Recovery<'a> {
     known_ids: Vec<(PathBuf, Sidecar)>,
     /// Ids of the active segment, oldest first.
     scanned_keys: Vec<IdKey>,
-}
-
-/// What reading a whole segment shows.
-#[derive(Default)]
-pub(crate) struct Scanned {
-    /// One past the last valid record, and where it ends in the file.
-    pub(crate) end: Offset,
-    pub(crate) len: u64,
-    /// Bytes in the file after that.
-    pub(crate) tail: u64,
-    /// The greatest durable end that any header speaks of.
-    pub(crate) durable_end: Offset,
-    /// Damage before the last valid record.
-    pub(crate) damage: Vec<Damage>,
-    pub(crate) keys: Vec<IdKey>,
 }
 
 impl Recovery<'_> {
@@ -499,69 +416,4 @@ impl Recovery<'_> {
         }
         Ok(recent)
     }
-}
-
-/// Reads the first `file_len` bytes of a segment.
-pub(crate) fn scan_all(scan: &mut Scan, file_len: u64) -> io::Result<Scanned> {
-    let mut all = Scanned { end: scan.next, len: segment::HEADER_LEN, ..Scanned::default() };
-    let mut pending = Vec::new();
-    while let Some(found) = scan.step(file_len)? {
-        match found {
-            Found::Record { record, durable_end } => {
-                all.durable_end = all.durable_end.max(durable_end);
-                all.end = record.offset + 1;
-                all.len = scan.position;
-                all.keys.push(record.key);
-                all.damage.append(&mut pending);
-            }
-            Found::Damage(damage) => {
-                all.durable_end = all.durable_end.max(damage.durable_end.unwrap_or(0));
-                pending.push(damage);
-            }
-        }
-    }
-    all.tail = file_len.saturating_sub(all.len);
-    Ok(all)
-}
-
-const ID_MAGIC: [u8; 8] = *b"hbid\0\0\0\x1a";
-
-/// The identity of this spool, which its cursors must carry: made at the first start.
-fn spool_id(storage: &dyn Storage, dir: &Path) -> Result<[u8; 16], RecoveryError> {
-    let path = dir.join("spool.id");
-    match storage.open(&path) {
-        Ok(file) => {
-            let bytes = read_vec(&*file, 0, 28).map_err(at("cannot read", &path))?;
-            if let Some(id) = decode_id(&bytes) {
-                return Ok(id);
-            }
-            // Torn while it was made, before any cursor; or rotten, and then every record is sent
-            // again, which is the safe side.
-            storage.unlink(&path).map_err(at("cannot replace", &path))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(at("cannot open", &path)(error)),
-    }
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| at("cannot draw", &path)(io::Error::other(error)))?;
-    let mut bytes = [ID_MAGIC.as_slice(), id.as_slice()].concat();
-    bytes.extend_from_slice(&Seed::PLAIN.crc(&bytes).to_le_bytes());
-    match create_synced(storage, &path, |file| file.write_all_at(&bytes, 0)) {
-        Ok(_) => {}
-        Err(WriteFailure::NoSpace) => {
-            return Err(at("cannot create", &path)(io::ErrorKind::StorageFull.into()));
-        }
-        Err(WriteFailure::Broken { what, error }) => return Err(at(what, &path)(error)),
-    }
-    // The directory itself is new: its name must last as long as what is in it.
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        storage.sync_dir(parent).map_err(at("cannot sync", parent))?;
-    }
-    Ok(id)
-}
-
-/// The id in the bytes of a `spool.id` file.
-pub(crate) fn decode_id(bytes: &[u8]) -> Option<[u8; 16]> {
-    let mut fields = Fields(checked(bytes.first_chunk::<28>()?, Seed::PLAIN)?);
-    (fields.bytes()? == ID_MAGIC).then(|| fields.bytes()).flatten()
 }

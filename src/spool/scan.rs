@@ -8,7 +8,7 @@ use super::codec::{Seed, to_usize};
 use super::record::{self, RecordHeader};
 use super::segment::{self, SegmentHeader};
 use super::storage::{StorageFile, read_vec};
-use super::{Offset, Record};
+use super::{IdKey, Offset, Record};
 
 /// Bytes read at once unless told otherwise.
 pub(crate) const CHUNK: usize = 1 << 20;
@@ -161,4 +161,42 @@ impl Scan {
             reason: "no valid record header",
         })
     }
+}
+
+/// What reading a whole segment shows.
+#[derive(Default)]
+pub(crate) struct Scanned {
+    /// One past the last valid record, and where it ends in the file.
+    pub(crate) end: Offset,
+    pub(crate) len: u64,
+    /// Bytes in the file after that.
+    pub(crate) tail: u64,
+    /// The greatest durable end that any header speaks of.
+    pub(crate) durable_end: Offset,
+    /// Damage before the last valid record.
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) keys: Vec<IdKey>,
+}
+
+/// Reads the first `file_len` bytes of a segment.
+pub(crate) fn scan_all(scan: &mut Scan, file_len: u64) -> io::Result<Scanned> {
+    let mut all = Scanned { end: scan.next, len: segment::HEADER_LEN, ..Scanned::default() };
+    let mut pending = Vec::new();
+    while let Some(found) = scan.step(file_len)? {
+        match found {
+            Found::Record { record, durable_end } => {
+                all.durable_end = all.durable_end.max(durable_end);
+                all.end = record.offset + 1;
+                all.len = scan.position;
+                all.keys.push(record.key);
+                all.damage.append(&mut pending);
+            }
+            Found::Damage(damage) => {
+                all.durable_end = all.durable_end.max(damage.durable_end.unwrap_or(0));
+                pending.push(damage);
+            }
+        }
+    }
+    all.tail = file_len.saturating_sub(all.len);
+    Ok(all)
 }
