@@ -38,6 +38,7 @@ mod story {
     use serde_json::{Value, json};
     use tokio::sync::oneshot;
     use tokio::task::JoinSet;
+    use tokio::time::sleep_until;
     use warp::http::HeaderName;
 
     use super::super::Failure;
@@ -51,6 +52,8 @@ mod story {
 
     /// How long everything may take to arrive once the broker is back.
     const ARRIVAL: Duration = Duration::from_secs(60);
+    /// How long the broker stays down at least.
+    const OUTAGE: Duration = Duration::from_secs(1);
     const SIGNATURE: &str = "x-webhook-signature";
     const CONCURRENCY: usize = 32;
 
@@ -107,6 +110,8 @@ mod story {
         say("outage    broker taken down".to_owned());
         let down = senders.send(third).await;
         say(format!("deliver   {} accepted of {} sent, broker down", grouped(down.1), grouped(down.0)));
+        // Long enough for the bridge to see the broker gone, however fast the deliveries went.
+        sleep_until((outage + OUTAGE).into()).await;
         kafka.up().map_err(|e| Failure::of(&e))?;
         let outage_ms = outage.elapsed().as_millis();
         say(format!("outage    broker back after {outage_ms} ms"));

@@ -20,12 +20,16 @@ pub(super) fn run(path: &Path) -> Outcome {
         }
     }
     tracing::info!(version = super::VERSION, config = %path.display(), "starting");
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
         let stop =
             stop_signal().map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
         bridge::run(config, |_| {}, stop).await.map_err(|error| explain(&error))
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    // Everything that matters has been stopped in order. What is left may be a question to a broker
+    // that will never answer; the grace period is not to be spent on it.
+    runtime.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// SIGTERM is how service managers stop a process, SIGINT how people do.
