@@ -88,6 +88,9 @@ pub struct Event {
     pub catalogued: bool,
     /// Ordering key; never empty.
     pub key: String,
+    /// The key is a resource's: events that share it must stay in order. Without a resource the
+    /// key only makes sure that there is one.
+    pub ordered: bool,
     /// The envelope as JSON.
     pub json: Bytes,
 }

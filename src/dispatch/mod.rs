@@ -97,19 +97,39 @@ pub enum DispatchError {
 
 /// What goes through the window.
 struct Parcel {
-    /// Or why this program can make none of the record.
-    message: Result<Message, String>,
-    accepted_ms: i64,
+    /// Or why this program can make no message of the record.
+    content: Result<Content, String>,
     origin: Origin,
 }
 
+struct Content {
+    message: Message,
+    accepted_ms: i64,
+    /// Keeps its place among the events of its key.
+    ordered: bool,
+}
+
 impl Parcel {
-    fn key(&self) -> &str {
-        self.message.as_ref().map_or("", |message| &message.key)
+    fn message(&self) -> Option<&Message> {
+        self.content.as_ref().ok().map(|content| &content.message)
+    }
+
+    fn accepted_ms(&self) -> i64 {
+        self.content.as_ref().map_or(0, |content| content.accepted_ms)
     }
 
     fn bytes(&self) -> usize {
-        self.message.as_ref().map_or(0, |message| message.payload.len())
+        self.message().map_or(0, |message| message.payload.len())
+    }
+
+    /// What must stay in order with what: equal lanes. An event that is about no resource has a
+    /// lane of its own, and need not wait for others that have none either.
+    fn lane(&self) -> &str {
+        match &self.content {
+            Ok(content) if content.ordered => &content.message.key,
+            Ok(content) => &content.message.event_id,
+            Err(_) => "",
+        }
     }
 }
 
@@ -249,16 +269,12 @@ impl Dispatcher {
 
     fn admit(&mut self, record: Record) {
         let end = record.offset + 1;
-        let (message, accepted_ms) = match self.message(&record.payload) {
-            Ok((message, accepted_ms)) => (Ok(message), accepted_ms),
-            Err(reason) => (Err(reason), 0),
-        };
-        let parcel = Parcel { message, accepted_ms, origin: Origin::Spool(record) };
-        self.window.push(end, self.hasher.hash_one(parcel.key()), parcel.bytes(), parcel);
+        let parcel = Parcel { content: self.content(&record.payload), origin: Origin::Spool(record) };
+        self.window.push(end, self.hasher.hash_one(parcel.lane()), parcel.bytes(), parcel);
     }
 
     /// From a spooled delivery to the message for this sink.
-    fn message(&self, payload: &Bytes) -> Result<(Message, i64), String> {
+    fn content(&self, payload: &Bytes) -> Result<Content, String> {
         let delivery = Delivery::decode(payload.clone()).map_err(|error| error.to_string())?;
         let source = self
             .parts
@@ -279,7 +295,7 @@ impl Dispatcher {
             event_type: event.event_type.as_str().to_owned(),
             payload: event.json,
         };
-        Ok((message, delivery.received_ms))
+        Ok(Content { message, accepted_ms: delivery.received_ms, ordered: event.ordered })
     }
 
     /// Hands everything that is due to the sink.
@@ -288,9 +304,9 @@ impl Dispatcher {
         let mut unreadable = Vec::new();
         for (window, bit) in [(&mut self.window, 0), (&mut self.replays, REPLAY_BIT)] {
             while let Some((token, parcel)) = window.next_due(now) {
-                match &parcel.message {
-                    Ok(message) => {
-                        if self.parts.sink.submit(token | bit, message).is_err() {
+                match &parcel.content {
+                    Ok(content) => {
+                        if self.parts.sink.submit(token | bit, &content.message).is_err() {
                             // Busy: the next outcome makes room.
                             break;
                         }
@@ -356,9 +372,7 @@ impl Dispatcher {
         let window = if token & REPLAY_BIT == 0 { &self.window } else { &self.replays };
         let Some(parcel) = window.item(token & !REPLAY_BIT) else { return };
         let letter = match &parcel.origin {
-            Origin::Spool(record) => {
-                self.letter(record.offset, reason, parcel.message.as_ref().ok(), &record.payload)
-            }
+            Origin::Spool(record) => self.letter(record.offset, reason, parcel.message(), &record.payload),
             Origin::Replay(letter) => DeadLetter { reason, ..(**letter).clone() },
         };
         if self.bury(&letter) {
@@ -435,23 +449,11 @@ impl Dispatcher {
             }
         };
         for letter in letters.into_iter().take(self.parts.in_flight_max) {
-            let parcel =
-                letter.record().map_err(|error| error.to_string()).and_then(|record| self.message(&record));
-            match parcel {
-                Ok((message, accepted_ms)) => {
-                    let origin = Origin::Replay(Box::new(letter));
-                    let parcel = Parcel { message: Ok(message), accepted_ms, origin };
-                    self.replays.push(0, self.hasher.hash_one(parcel.key()), parcel.bytes(), parcel);
-                }
-                Err(reason) => {
-                    tracing::warn!(
-                        sink = self.parts.name,
-                        offset = letter.offset,
-                        reason,
-                        "dead letter cannot be replayed"
-                    );
-                }
-            }
+            // Without a usable record it comes straight back, with the reason.
+            let content =
+                letter.record().map_err(|error| error.to_string()).and_then(|record| self.content(&record));
+            let parcel = Parcel { content, origin: Origin::Replay(Box::new(letter)) };
+            self.replays.push(0, self.hasher.hash_one(parcel.lane()), parcel.bytes(), parcel);
         }
     }
 
@@ -460,7 +462,7 @@ impl Dispatcher {
         self.progress.cursor.store(self.window.cursor(), relaxed);
         let in_flight = u64::try_from(self.window.in_flight()).unwrap_or(u64::MAX);
         self.progress.in_flight.store(in_flight, relaxed);
-        self.progress.oldest_ms.store(self.window.oldest().map_or(0, |parcel| parcel.accepted_ms), relaxed);
+        self.progress.oldest_ms.store(self.window.oldest().map_or(0, Parcel::accepted_ms), relaxed);
     }
 
     fn store_if_due(&mut self) -> Result<(), DispatchError> {

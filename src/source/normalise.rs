@@ -175,7 +175,8 @@ fn seal(
         data: serde_json::from_str(&data).expect("members are written from checked values only"),
     };
     let json = envelope.to_json();
-    Event { id: delivery.event_id.clone(), event_type: event_type.clone(), catalogued, key, json }
+    let ordered = resource.id.is_some();
+    Event { id: delivery.event_id.clone(), event_type: event_type.clone(), catalogued, key, ordered, json }
 }
 
 impl Resource {
