@@ -31,6 +31,8 @@ use window::{Token, Window};
 const READ_BYTES: usize = 256 * 1024;
 /// Bytes of events in the window; reading pauses above it.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+/// Tries of a message that may have been refused for another's sake.
+const SUSPECT_TRIES: u32 = 5;
 /// How often dead letters to be replayed are looked for, and health is refreshed.
 const TICK: Duration = Duration::from_secs(1);
 /// Without a confirmation for so long, with a backlog, the sink counts as not publishing.
@@ -331,7 +333,12 @@ impl Dispatcher {
             match result {
                 Ok(()) => self.confirmed(token),
                 Err(PublishError::Transient(reason)) => self.try_again(token, &reason),
-                Err(PublishError::Permanent(reason)) => self.give_up(token, reason),
+                Err(PublishError::Suspect(reason)) if self.attempts(token) < SUSPECT_TRIES => {
+                    self.try_again(token, &reason);
+                }
+                Err(PublishError::Suspect(reason) | PublishError::Permanent(reason)) => {
+                    self.give_up(token, reason);
+                }
             }
         }
         self.outcomes = outcomes;
@@ -415,6 +422,10 @@ impl Dispatcher {
                 false
             }
         }
+    }
+
+    fn attempts(&mut self, token: Token) -> u32 {
+        self.window_of(token).attempts(token & !REPLAY_BIT)
     }
 
     fn window_of(&mut self, token: Token) -> &mut Window<Parcel> {

@@ -122,16 +122,17 @@ impl Reports {
     }
 }
 
-/// Permanent is a short list; whatever else goes wrong, time or an operator can cure.
+/// What only another message can cure is a short list; the rest, time or an operator can.
 fn sort(error: &KafkaError) -> PublishError {
     match error.rdkafka_error_code() {
-        // The broker has it already: a retry inside the client that crossed its own ack.
+        // A broker refuses whole batches: all of one whose messages are each small enough, if the
+        // topic's limit is below the client's batch size.
         Some(
             RDKafkaErrorCode::MessageSizeTooLarge
             | RDKafkaErrorCode::MessageBatchTooLarge
             | RDKafkaErrorCode::InvalidRecord
             | RDKafkaErrorCode::InvalidMessage,
-        ) => PublishError::Permanent(error.to_string()),
+        ) => PublishError::Suspect(error.to_string()),
         _ => PublishError::Transient(error.to_string()),
     }
 }
@@ -212,8 +213,14 @@ impl Sink for KafkaSink {
                     if producer.client().fatal_error().is_some() {
                         self.fatal.store(true, Ordering::Relaxed);
                     }
-                    let result = Err(sort(&error));
-                    self.outcomes.push(Outcome { token, result });
+                    let error = match code {
+                        // The client's own limit, and it looked at this message alone.
+                        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                            PublishError::Permanent(error.to_string())
+                        }
+                        _ => sort(&error),
+                    };
+                    self.outcomes.push(Outcome { token, result: Err(error) });
                     Ok(())
                 }
             },
