@@ -17,7 +17,7 @@ use super::{Appended, Entry};
 const QUEUE_BYTES: usize = 16 << 20;
 /// Bytes written and synced at once.
 const BATCH_BYTES: usize = 4 << 20;
-/// A batch of fewer records is worth waiting a moment for more.
+/// A batch of fewer records is shallow.
 const SHALLOW: usize = 8;
 
 /// Why a record was not taken. Nothing of it is on disk, except after `Poisoned`: then only the next
@@ -56,6 +56,14 @@ impl Request {
     pub(crate) fn answer(self, answer: Result<Appended, AppendError>) {
         drop(self.reply.send(answer));
     }
+}
+
+/// How the batch before went: what the next one is worth waiting for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pace {
+    pub(crate) records: usize,
+    /// To write, sync and answer it.
+    pub(crate) took: Duration,
 }
 
 /// What the writer finds when it looks into the queue.
@@ -146,21 +154,26 @@ impl Queue {
 
     /// Blocks until there is work; moves up to one batch of requests into `batch`.
     ///
-    /// If few are waiting and the batch before (`previous` requests) was shallow too, waits up to
-    /// `window` for more: a sync costs the same for one record as for many. A deep queue is never
-    /// kept waiting.
-    pub(crate) fn take(&self, batch: &mut VecDeque<Request>, window: Duration, previous: usize) -> Work {
+    /// A sync costs the same for one record as for many, so it may pay to wait for more, `window`
+    /// at most. If few are waiting and the batch before was shallow too, all of it. If the batch
+    /// before was deep, those that it answered are about to come again: until as many are there,
+    /// but no longer than that batch took.
+    pub(crate) fn take(&self, batch: &mut VecDeque<Request>, window: Duration, previous: Pace) -> Work {
         let mut state = self.lock();
         state.wake_at = 1;
         while state.waiting.is_empty() && !state.seal && !state.closed {
             state.wake_at = 1;
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let shallow = state.waiting.len() < SHALLOW && previous < SHALLOW;
-        if shallow && !state.waiting.is_empty() && !state.closed && !window.is_zero() {
-            state.wake_at = SHALLOW;
-            let few = |state: &mut State| state.waiting.len() < SHALLOW && !state.closed;
-            let waited = self.wake.wait_timeout_while(state, window, few);
+        let (enough, patience) = if previous.records < SHALLOW {
+            (SHALLOW, window)
+        } else {
+            (previous.records, window.min(previous.took))
+        };
+        if !state.waiting.is_empty() && !patience.is_zero() {
+            state.wake_at = enough;
+            let few = |state: &mut State| state.waiting.len() < enough && !state.closed;
+            let waited = self.wake.wait_timeout_while(state, patience, few);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.wake_at = usize::MAX;

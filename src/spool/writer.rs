@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
-use super::appender::{AppendError, Queue, Request, Work};
+use super::appender::{AppendError, Pace, Queue, Request, Work};
 use super::catalog::{KeptIds, Segment};
 use super::codec::{millis, now_ms};
 use super::recent::Recent;
@@ -78,14 +78,16 @@ impl Writer {
     fn serve(&mut self) -> Result<(), WriteFailure> {
         let window = self.shared.config.commit_window;
         let mut batch = VecDeque::new();
-        let mut previous = 0;
+        let mut pace = Pace::default();
         loop {
-            match self.queue.take(&mut batch, window, previous) {
+            match self.queue.take(&mut batch, window, pace) {
                 Work::Batch => {
-                    previous = batch.len();
+                    let before = Instant::now();
+                    pace.records = batch.len();
                     while !batch.is_empty() {
                         self.commit(&mut batch)?;
                     }
+                    pace.took = before.elapsed();
                 }
                 Work::Seal => self.seal_confirmed()?,
                 Work::Closed => break,

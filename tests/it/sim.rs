@@ -72,10 +72,7 @@ impl Disk {
     }
 
     fn used(&self) -> usize {
-        self.names
-            .values()
-            .map(|inode| self.inodes[*inode].written.len())
-            .sum()
+        self.names.values().map(|inode| self.inodes[*inode].written.len()).sum()
     }
 }
 
@@ -115,10 +112,7 @@ impl Sim {
     /// Bytes read since the last call, and from which files.
     pub(crate) fn take_reads(&self) -> (usize, Vec<PathBuf>) {
         let mut disk = self.disk();
-        (
-            std::mem::take(&mut disk.bytes_read),
-            std::mem::take(&mut disk.read_from),
-        )
+        (std::mem::take(&mut disk.bytes_read), std::mem::take(&mut disk.read_from))
     }
 
     pub(crate) fn files(&self, suffix: &str) -> Vec<PathBuf> {
@@ -136,10 +130,7 @@ impl Sim {
     pub(crate) fn tamper(&self, path: &Path, bytes: Vec<u8>) {
         let mut disk = self.disk();
         let inode = disk.names[path];
-        disk.inodes[inode] = Inode {
-            written: bytes.clone(),
-            synced: bytes,
-        };
+        disk.inodes[inode] = Inode { written: bytes.clone(), synced: bytes };
     }
 
     pub(crate) fn remove(&self, path: &Path) {
@@ -170,11 +161,7 @@ impl Sim {
             }
         }
         let inodes = disk.inodes.iter().map(|inode| {
-            let mut bytes = if keep() {
-                inode.written.clone()
-            } else {
-                inode.synced.clone()
-            };
+            let mut bytes = if keep() { inode.written.clone() } else { inode.synced.clone() };
             for (at, byte) in inode.written.chunks(16).enumerate() {
                 let range = at * 16..(at * 16 + byte.len());
                 let torn = bytes.len().min(range.end);
@@ -191,18 +178,10 @@ impl Sim {
                 sector[..old].copy_from_slice(&synced[..old]);
                 sector[old..].fill(0);
             }
-            Inode {
-                written: bytes.clone(),
-                synced: bytes,
-            }
+            Inode { written: bytes.clone(), synced: bytes }
         });
         let inodes = inodes.collect();
-        let disk = Disk {
-            inodes,
-            synced_names: names.clone(),
-            names,
-            ..Disk::default()
-        };
+        let disk = Disk { inodes, synced_names: names.clone(), names, ..Disk::default() };
         Self(Arc::new(Mutex::new(disk)))
     }
 
@@ -236,11 +215,7 @@ impl Sim {
     fn file(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let disk = self.disk();
         let inode = *disk.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(SimFile {
-            sim: self.clone(),
-            path: path.to_owned(),
-            inode,
-        }))
+        Ok(Box::new(SimFile { sim: self.clone(), path: path.to_owned(), inode }))
     }
 }
 
@@ -273,9 +248,7 @@ impl Storage for Sim {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let disk = self.disk();
         let inside = disk.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside
-            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-            .collect())
+        Ok(inside.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -289,10 +262,7 @@ impl Storage for Sim {
     fn unlink(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk();
         disk.op()?;
-        disk.names
-            .remove(path)
-            .map(drop)
-            .ok_or(io::ErrorKind::NotFound.into())
+        disk.names.remove(path).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -302,8 +272,7 @@ impl Storage for Sim {
             let inside = |path: &Path| path.parent() == Some(dir);
             disk.synced_names.retain(|path, _| !inside(path));
             let names = disk.names.clone();
-            disk.synced_names
-                .extend(names.into_iter().filter(|(path, _)| inside(path)));
+            disk.synced_names.extend(names.into_iter().filter(|(path, _)| inside(path)));
         }
         Ok(())
     }
@@ -337,18 +306,12 @@ impl StorageFile for SimFile {
         let stopped = disk.op();
         let position = usize::try_from(position).unwrap();
         // A write that does not succeed may have got half way.
-        let mut len = if stopped.is_ok() {
-            bytes.len()
-        } else {
-            bytes.len() / 2
-        };
+        let mut len = if stopped.is_ok() { bytes.len() } else { bytes.len() / 2 };
         if disk.stop_at.is_some_and(|stop| disk.ops > stop + 1) {
             len = 0;
         }
         let grows = (position + len).saturating_sub(disk.inodes[self.inode].written.len());
-        let room = disk
-            .capacity
-            .map_or(usize::MAX, |most| most.saturating_sub(disk.used()));
+        let room = disk.capacity.map_or(usize::MAX, |most| most.saturating_sub(disk.used()));
         let full = grows > room;
         if full {
             len -= grows - room;
@@ -359,20 +322,13 @@ impl StorageFile for SimFile {
             written[position..position + len].copy_from_slice(&bytes[..len]);
         }
         stopped?;
-        if full {
-            Err(io::ErrorKind::StorageFull.into())
-        } else {
-            Ok(())
-        }
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.sim.disk();
         disk.op()?;
-        if disk
-            .fail_sync_of
-            .is_some_and(|suffix| self.path.to_string_lossy().ends_with(suffix))
-        {
+        if disk.fail_sync_of.is_some_and(|suffix| self.path.to_string_lossy().ends_with(suffix)) {
             return Err(io::Error::other("sync failed"));
         }
         if !disk.lying {
@@ -389,9 +345,7 @@ impl StorageFile for SimFile {
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut disk = self.sim.disk();
         disk.op()?;
-        disk.inodes[self.inode]
-            .written
-            .truncate(usize::try_from(len).unwrap());
+        disk.inodes[self.inode].written.truncate(usize::try_from(len).unwrap());
         Ok(())
     }
 
@@ -440,10 +394,7 @@ pub(crate) fn key(number: u64) -> IdKey {
 /// An entry whose payload, of a length that varies, can be told from every other number's.
 pub(crate) fn entry(number: u64) -> Entry {
     let payload = format!("<{number}>").repeat(1 + usize::try_from(number % 13).unwrap());
-    Entry {
-        key: key(number),
-        payload: payload.into(),
-    }
+    Entry { key: key(number), payload: payload.into() }
 }
 
 pub(crate) async fn append(spool: &Spool, number: u64) -> u64 {
@@ -455,12 +406,7 @@ pub(crate) async fn append(spool: &Spool, number: u64) -> u64 {
 
 /// Ends the spool in order, as a process does.
 pub(crate) fn close(spool: Spool) {
-    let Spool {
-        appender,
-        readers,
-        writer,
-        ..
-    } = spool;
+    let Spool { appender, readers, writer, .. } = spool;
     drop(appender);
     writer.join().unwrap();
     drop(readers);

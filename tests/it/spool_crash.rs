@@ -32,11 +32,7 @@ async fn script(sim: &Sim) -> Known {
             }
             for (number, appended) in tasks.join_all().await {
                 if let Ok(Appended::New(offset)) = appended {
-                    assert_eq!(
-                        known.answered.insert(offset, number),
-                        None,
-                        "offset used twice"
-                    );
+                    assert_eq!(known.answered.insert(offset, number), None, "offset used twice");
                 }
             }
             if round % 2 == 1 {
@@ -52,12 +48,7 @@ async fn script(sim: &Sim) -> Known {
                 }
             }
         }
-        let Spool {
-            appender,
-            writer,
-            readers,
-            ..
-        } = spool;
+        let Spool { appender, writer, readers, .. } = spool;
         drop((appender, readers));
         if writer.join().is_err() {
             return known;
@@ -110,24 +101,12 @@ async fn judge(sim: &Sim, known: &Known) -> Result<(), String> {
     if read_all(&mut spool.readers[0]).is_empty() {
         return Err("the new record cannot be read".into());
     }
-    let Spool {
-        appender,
-        writer,
-        readers,
-        ..
-    } = spool;
+    let Spool { appender, writer, readers, .. } = spool;
     drop((appender, readers));
     writer.join().map_err(|error| error.to_string())
 }
 
-const CUTS: [Cut; 6] = [
-    Cut::Drop,
-    Cut::Keep,
-    Cut::Tear(1),
-    Cut::Tear(2),
-    Cut::Tear(3),
-    Cut::Tear(4),
-];
+const CUTS: [Cut; 6] = [Cut::Drop, Cut::Keep, Cut::Tear(1), Cut::Tear(2), Cut::Tear(3), Cut::Tear(4)];
 
 /// Runs the script stopped at every operation; the number of cuts, and what went wrong.
 async fn all_cuts(disk: impl Fn() -> Sim, in_recovery: bool) -> (usize, Vec<String>) {
@@ -142,11 +121,7 @@ async fn all_cuts(disk: impl Fn() -> Sim, in_recovery: bool) -> (usize, Vec<Stri
                 // The power goes again while it recovers.
                 for again in [0, 1, 2, 3, 5, 8] {
                     let second = images[0].copy().stop_at(again);
-                    drop(Spool::open(
-                        config("/spool"),
-                        &sinks(),
-                        Arc::new(second.clone()),
-                    ));
+                    drop(Spool::open(config("/spool"), &sinks(), Arc::new(second.clone())));
                     images.push(second.after(cut));
                 }
             }
@@ -198,9 +173,5 @@ async fn what_is_read_after_a_kill_survives_a_power_cut() {
 #[tokio::test]
 async fn a_disk_that_lies_about_syncs_shows_loss() {
     let (cuts, wrong) = all_cuts(|| Sim::default().lying(), false).await;
-    assert!(
-        wrong.len() > cuts / 10,
-        "the harness sees nothing: {} of {cuts}",
-        wrong.len()
-    );
+    assert!(wrong.len() > cuts / 10, "the harness sees nothing: {} of {cuts}", wrong.len());
 }

@@ -71,10 +71,7 @@ async fn run(steps: Vec<Step>) {
                 for record in read_records(&mut spool.readers[0]) {
                     let number = model[usize::try_from(record.offset).unwrap()];
                     assert_eq!(record.offset, read);
-                    assert_eq!(
-                        (record.key, &record.payload),
-                        (entry(number).key, &entry(number).payload)
-                    );
+                    assert_eq!((record.key, &record.payload), (entry(number).key, &entry(number).payload));
                     read += 1;
                 }
                 assert_eq!(read, model.len() as u64);
