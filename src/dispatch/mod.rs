@@ -31,6 +31,10 @@ use window::{Token, Window};
 const READ_BYTES: usize = 256 * 1024;
 /// Bytes of events in the window; reading pauses above it.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+/// When few records are under way, new ones wait this long for company: a wake-up, a read and a
+/// write to the broker then serve several. Providers wait for none of it.
+const LINGER: Duration = Duration::from_millis(2);
+const SHALLOW: usize = 64;
 /// Tries of a message that may have been refused for another's sake.
 const SUSPECT_TRIES: u32 = 5;
 /// How often dead letters to be replayed are looked for, and health is refreshed.
@@ -214,6 +218,9 @@ impl Dispatcher {
                 more = self.parts.reader.wait(), if room && !ended => {
                     exhausted = !more;
                     ended = !more;
+                    if more && self.window.len() < SHALLOW {
+                        sleep(LINGER).await;
+                    }
                 }
                 () = until(retry_at) => {}
                 _ = tick.tick() => self.tick(),
