@@ -75,46 +75,46 @@ async fn run(plan: Plan) {
 
     for connections in [64, 512] {
         let nats = Nats::down().await;
-        let bridge = Bridge::builder().nats(&nats.url()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().nats(&nats.url()).max_bytes("8GiB").start().await;
         let name = format!("accept durably, {connections} connections");
         closed(&name, bridge.address(), bridge.id(), connections, plan).await;
     }
     {
         let nats = Nats::down().await;
-        let bridge = Bridge::builder().nats(&nats.url()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().nats(&nats.url()).max_bytes("8GiB").start().await;
         fixed("accept durably", &bridge, plan).await;
     }
 
     for connections in [64, 512] {
         let nats = Nats::start().await;
-        let bridge = Bridge::builder().nats(&nats.url()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().nats(&nats.url()).max_bytes("8GiB").start().await;
         end_to_end(&format!("to NATS, {connections} connections"), &bridge, connections, plan).await;
     }
     {
         let nats = Nats::start().await;
-        let bridge = Bridge::builder().nats(&nats.url()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().nats(&nats.url()).max_bytes("8GiB").start().await;
         fixed("to NATS", &bridge, plan).await;
     }
     for connections in [64, 512] {
         let kafka = Kafka::start().await;
-        let bridge = Bridge::builder().kafka(&kafka.bootstrap()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().kafka(&kafka.bootstrap()).max_bytes("8GiB").start().await;
         end_to_end(&format!("to Kafka, {connections} connections"), &bridge, connections, plan).await;
     }
     {
         let kafka = Kafka::start().await;
-        let bridge = Bridge::builder().kafka(&kafka.bootstrap()).spool("max_bytes: 8GiB").start().await;
+        let bridge = Bridge::builder().kafka(&kafka.bootstrap()).max_bytes("8GiB").start().await;
         fixed("to Kafka", &bridge, plan).await;
     }
 
     let mut nats = Nats::down().await;
-    let bridge = Bridge::builder().nats(&nats.url()).spool("max_bytes: 8GiB").start().await;
+    let bridge = Bridge::builder().nats(&nats.url()).max_bytes("8GiB").start().await;
     let mut bridge = fill(bridge, plan).await;
     reopen(&mut bridge).await;
     nats.restart().await;
     drain("drain into NATS", &bridge, plan).await;
     drop((bridge, nats));
     let mut kafka = Kafka::down().await;
-    let bridge = Bridge::builder().kafka(&kafka.bootstrap()).spool("max_bytes: 8GiB").start().await;
+    let bridge = Bridge::builder().kafka(&kafka.bootstrap()).max_bytes("8GiB").start().await;
     let bridge = fill(bridge, plan).await;
     kafka.restart().await;
     drain("drain into Kafka", &bridge, plan).await;
