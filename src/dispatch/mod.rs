@@ -35,8 +35,6 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 /// write to the broker then serve several. Providers wait for none of it.
 const LINGER: Duration = Duration::from_millis(2);
 const SHALLOW: usize = 64;
-/// Tries of a message that may have been refused for another's sake.
-const SUSPECT_TRIES: u32 = 5;
 /// How often dead letters to be replayed are looked for, and health is refreshed.
 const TICK: Duration = Duration::from_secs(1);
 /// Without a confirmation for so long, with a backlog, the sink counts as not publishing.
@@ -340,12 +338,7 @@ impl Dispatcher {
             match result {
                 Ok(()) => self.confirmed(token),
                 Err(PublishError::Transient(reason)) => self.try_again(token, &reason),
-                Err(PublishError::Suspect(reason)) if self.attempts(token) < SUSPECT_TRIES => {
-                    self.try_again(token, &reason);
-                }
-                Err(PublishError::Suspect(reason) | PublishError::Permanent(reason)) => {
-                    self.give_up(token, reason);
-                }
+                Err(PublishError::Permanent(reason)) => self.give_up(token, reason),
             }
         }
         self.outcomes = outcomes;
@@ -429,10 +422,6 @@ impl Dispatcher {
                 false
             }
         }
-    }
-
-    fn attempts(&mut self, token: Token) -> u32 {
-        self.window_of(token).attempts(token & !REPLAY_BIT)
     }
 
     fn window_of(&mut self, token: Token) -> &mut Window<Parcel> {

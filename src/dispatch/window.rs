@@ -194,11 +194,6 @@ impl<T> Window<T> {
         self.slot(token).and_then(|slot| slot.item.as_ref())
     }
 
-    /// How often a record was handed to the sink.
-    pub(super) fn attempts(&self, token: Token) -> u32 {
-        self.slot(token).map_or(0, |slot| slot.attempts)
-    }
-
     /// When [`Window::next_due`] may have something that it does not have now, as far as time
     /// alone decides.
     pub(super) fn next_time(&self) -> Option<Instant> {

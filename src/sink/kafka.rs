@@ -1,82 +1,123 @@
-//! The Kafka sink, on librdkafka's idempotent producer. The only user of rdkafka besides the
-//! in-process cluster of the demo.
+//! The Kafka sink, on librdkafka's idempotent producer.
 //!
-//! What is relied on: a delivery report is the only success; librdkafka retries inside one
-//! producer session without reordering or repeating within a partition. What is not: its
-//! time-outs (switched off: the spool keeps events for as long as an outage lasts), its queue
-//! (bounded by our window), and that a session lasts: after a fatal error the producer is thrown
-//! away, everything under way is reported as failed for now, and a new one is fed from the window.
+//! What is relied on: a delivery report is the only success, and every message gets one; within
+//! one producer session librdkafka retries without reordering or repeating in a partition. What
+//! is not: its time-outs (switched off: the spool keeps events for as long as an outage lasts),
+//! its queue (bounded by the dispatcher's window), and that a session lasts.
+//!
+//! A session ends when the client fails for good, and when a message is refused for a reason that
+//! is its own or its batch's. Then all that is under way is purged, which gives each message its
+//! outcome, and a new producer is fed from the window, in order. (A purge alone would not do: it
+//! leaves a gap in the sequence that the broker expects.)
+//!
+//! `enable.gapless.guarantee` is set. librdkafka calls it experimental; without it, it renumbers
+//! and sends what is queued behind a refused batch before the purge comes, so that those messages
+//! overtake it, within a key too: seen on the mock cluster and on Kafka 4.1, and gone with it on
+//! both. Its price is a new session after any such refusal, and repeats of what was under way.
+//!
+//! Some errors hold for a whole topic (missing, not permitted); all its messages meet them, so the
+//! session goes on for the others. Left over there is the instant in which permission is granted.
+//!
+//! Kafka limits the size of a *batch*. A small message can be refused for its neighbours, so a
+//! refusal is final only for a message that was alone in its batch; otherwise batches shrink.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use secrecy::ExposeSecret as _;
-use tokio::sync::mpsc;
-use tokio_retry::Retry;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
+use super::kafka_topics::Topics;
 use super::{
     Busy, KafkaConfig, KeyOrder, Message, Outcome, Outcomes, PublishError, Sink, SinkStatus, StartError,
-    TopicSpec,
 };
 use crate::envelope::CONTENT_TYPE;
 
-/// How long one question to the cluster may take.
-const ASK_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes in the client's queue; the window's own cap is smaller.
-const QUEUE_KBYTES: u32 = 64 * 1024;
-
-type Producer = ThreadedProducer<Reports>;
+/// Bytes in the client's queue, at least; the window's own cap is smaller.
+const QUEUE_KBYTES: usize = 64 * 1024;
+/// librdkafka's default for `batch.size`.
+const BATCH_BYTES: usize = 1_000_000;
+/// After so long in peace, batches that had to shrink are tried at full size again.
+const REGROW_AFTER: Duration = Duration::from_secs(300);
+/// Errands that wait to be run; more are asked for again by the next failure.
+const ERRANDS: usize = 256;
 
 pub(super) struct KafkaSink {
+    shared: Arc<Shared>,
+    keeper: JoinHandle<()>,
+}
+
+pub(super) struct Shared {
     client: ClientConfig,
-    producer: Option<Arc<Producer>>,
+    /// None while a new one is being made. Held while a message is handed over, so that none
+    /// slips into a session that is being purged.
+    session: Mutex<Option<Session>>,
+    ended: Arc<Notify>,
     outcomes: Arc<Outcomes>,
     status: Arc<SinkStatus>,
-    fatal: Arc<AtomicBool>,
-    caretaker: mpsc::Sender<Errand>,
+    topics: mpsc::Sender<String>,
+    batch_max: usize,
+}
+
+/// One producer, from its making to its end.
+#[derive(Clone)]
+struct Session {
+    producer: ThreadedProducer<Reports>,
+    end: Arc<End>,
+    started: Instant,
+}
+
+/// Set from callbacks, acted upon by the keeper.
+struct End {
+    over: AtomicBool,
+    /// Batches must be smaller.
+    shrink: AtomicBool,
+    /// Bytes that make a message fill a batch alone.
+    batch_bytes: usize,
+    /// The first reason.
+    why: OnceLock<String>,
+    notify: Arc<Notify>,
+}
+
+impl End {
+    fn set(&self, why: &str) {
+        let _first = self.why.get_or_init(|| why.to_owned());
+        self.over.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+
+    fn is_set(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
 }
 
 /// Receives librdkafka's callbacks, on the producer's polling thread.
 struct Reports {
     outcomes: Arc<Outcomes>,
     status: Arc<SinkStatus>,
-    fatal: Arc<AtomicBool>,
-    caretaker: mpsc::Sender<Errand>,
-}
-
-/// A topic that the client knows nothing of, and whose client that is.
-struct Errand {
-    topic: String,
-    producer: Option<Weak<Producer>>,
+    topics: mpsc::Sender<String>,
+    end: Arc<End>,
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::error!(facility, message, "librdkafka");
-            }
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
-                tracing::debug!(facility, message, "librdkafka")
-            }
-            _ => tracing::trace!(facility, message, "librdkafka"),
-        }
+        log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         match code {
-            Some(RDKafkaErrorCode::Fatal) => self.fatal.store(true, Ordering::Relaxed),
+            Some(RDKafkaErrorCode::Fatal) => self.end.set(reason),
             Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Authentication) => {
                 self.status.set_connected(false);
             }
@@ -94,18 +135,12 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
         let result = match result {
             Ok(_) => {
-                self.status.set_connected(true);
+                self.status.acked();
                 Ok(())
             }
             Err((error, message)) => {
-                if let Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) =
-                    error.rdkafka_error_code()
-                {
-                    let topic = rdkafka::Message::topic(message).to_owned();
-                    // A full queue means that the topic is being looked at already.
-                    drop(self.caretaker.try_send(Errand { topic, producer: None }));
-                }
-                Err(self.sort(error))
+                let bytes = message.payload_len() + message.key_len();
+                Err(self.refused(error, message.topic(), bytes))
             }
         };
         self.outcomes.push(Outcome { token: as_u64(token), result });
@@ -113,83 +148,100 @@ impl ProducerContext for Reports {
 }
 
 impl Reports {
-    fn sort(&self, error: &KafkaError) -> PublishError {
-        let sorted = sort(error);
-        if let PublishError::Transient(reason) = &sorted {
-            self.status.set_error(reason.clone());
+    /// What becomes of a message that was not confirmed, and of its session.
+    fn refused(&self, error: &KafkaError, topic: &str, bytes: usize) -> PublishError {
+        let text = error.to_string();
+        match error.rdkafka_error_code().map_or(Verdict::EndsSession, verdict) {
+            Verdict::Poison if bytes >= self.end.batch_bytes => return PublishError::Permanent(text),
+            Verdict::Poison => {
+                self.end.shrink.store(true, Ordering::Release);
+                self.end.set(&text);
+            }
+            Verdict::EndsSession => self.end.set(&text),
+            Verdict::TopicUnusable => {
+                // A full queue means that much is being looked at already.
+                drop(self.topics.try_send(topic.to_owned()));
+            }
+            // Why is in the status already.
+            Verdict::Purged => {
+                self.status.count_retry();
+                return PublishError::Transient(text);
+            }
         }
-        sorted
+        self.status.failed(&text);
+        PublishError::Transient(text)
     }
 }
 
-/// What only another message can cure is a short list; the rest, time or an operator can.
-fn sort(error: &KafkaError) -> PublishError {
-    match error.rdkafka_error_code() {
-        // A broker refuses whole batches: all of one whose messages are each small enough, if the
-        // topic's limit is below the client's batch size.
-        Some(
-            RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::MessageBatchTooLarge
-            | RDKafkaErrorCode::InvalidRecord
-            | RDKafkaErrorCode::InvalidMessage,
-        ) => PublishError::Suspect(error.to_string()),
-        _ => PublishError::Transient(error.to_string()),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// This message, or one in the same batch, will never be taken.
+    Poison,
+    /// Every message to this topic meets this, until an operator or time cures it.
+    TopicUnusable,
+    /// By ourselves, at the end of a session.
+    Purged,
+    /// Anything else: messages behind this one must not overtake it.
+    EndsSession,
+}
+
+fn verdict(code: RDKafkaErrorCode) -> Verdict {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord => Verdict::Poison,
+        Code::UnknownTopic
+        | Code::UnknownTopicOrPartition
+        | Code::UnknownPartition
+        | Code::InvalidTopic
+        | Code::LeaderNotAvailable
+        | Code::TopicAuthorizationFailed => Verdict::TopicUnusable,
+        Code::PurgeQueue | Code::PurgeInflight => Verdict::Purged,
+        _ => Verdict::EndsSession,
     }
 }
 
 impl KafkaSink {
     pub(super) fn start(config: KafkaConfig, outcomes: Arc<Outcomes>) -> Result<Self, StartError> {
-        let client = client_config(&config);
-        let (caretaker, errands) = mpsc::channel(64);
-        let mut sink = Self {
-            producer: None,
+        let (topics, asked) = mpsc::channel(ERRANDS.max(config.topics.len()));
+        let configured = config.options.get("batch.size").and_then(|text| text.parse().ok());
+        let shared = Arc::new(Shared {
+            client: client_config(&config),
+            session: Mutex::new(None),
+            ended: Arc::default(),
             outcomes,
             status: Arc::default(),
-            fatal: Arc::default(),
-            caretaker,
-            client,
-        };
-        let producer = sink.build().map_err(|error| StartError::Config(error.to_string()))?;
-        for topic in &config.topics {
-            let errand = Errand { topic: topic.clone(), producer: Some(Arc::downgrade(&producer)) };
-            // More topics than fit are looked at when they are published to.
-            drop(sink.caretaker.try_send(errand));
+            topics,
+            batch_max: configured.unwrap_or(BATCH_BYTES),
+        });
+        let session =
+            shared.build(shared.batch_max).map_err(|error| StartError::Config(error.to_string()))?;
+        *shared.lock() = Some(session);
+        for topic in config.topics {
+            // There is a place for each.
+            drop(shared.topics.try_send(topic));
         }
-        tokio::spawn(take_care(sink.client.clone(), config.create_topics, errands, Arc::clone(&sink.status)));
-        sink.producer = Some(producer);
-        Ok(sink)
+        tokio::spawn(Topics::new(config.create_topics, Arc::downgrade(&shared)).run(asked));
+        let keeper = tokio::spawn(keep(Arc::clone(&shared)));
+        Ok(Self { shared, keeper })
     }
+}
 
-    fn build(&self) -> Result<Arc<Producer>, KafkaError> {
-        let reports = Reports {
-            outcomes: Arc::clone(&self.outcomes),
-            status: Arc::clone(&self.status),
-            fatal: Arc::clone(&self.fatal),
-            caretaker: self.caretaker.clone(),
-        };
-        Ok(Arc::new(self.client.create_with_context(reports)?))
-    }
-
-    /// After a fatal error nothing goes through this producer any more. Dropping it reports
-    /// everything under way as failed, before the new one takes anything.
-    fn rebuild(&mut self) -> Option<Arc<Producer>> {
-        tracing::warn!(
-            last_error = self.status.last_error(),
-            "the Kafka producer failed for good: building a new one"
-        );
-        self.producer = None;
-        self.fatal.store(false, Ordering::Relaxed);
-        self.status.rebuilt();
-        self.producer = self.build().map_err(|error| self.status.set_error(error.to_string())).ok();
-        self.producer.clone()
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        self.keeper.abort();
     }
 }
 
 impl Sink for KafkaSink {
     fn submit(&mut self, token: u64, message: &Message) -> Result<(), Busy> {
-        let producer = match &self.producer {
-            Some(producer) if !self.fatal.load(Ordering::Relaxed) => Arc::clone(producer),
-            _ => self.rebuild().ok_or(Busy)?,
+        let shared = &self.shared;
+        if shared.outcomes.has_failures() {
+            // The dispatcher would hand over what belongs behind the one that failed.
+            return Err(Busy);
+        }
+        let session = shared.lock();
+        let Some(Session { producer, end, .. }) = session.as_ref().filter(|s| !s.end.is_set()) else {
+            return Err(Busy);
         };
         let headers = OwnedHeaders::new_with_capacity(3)
             .insert(Header { key: "content-type", value: Some(CONTENT_TYPE) })
@@ -200,31 +252,22 @@ impl Sink for KafkaSink {
             .key(&message.key)
             .payload(message.payload.as_ref())
             .headers(headers);
-        match producer.send(record) {
-            Ok(()) => Ok(()),
-            Err((error, _)) => match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => Err(Busy),
-                code => {
-                    if code == Some(RDKafkaErrorCode::UnknownTopic) {
-                        let topic = message.destination.to_string();
-                        let producer = Some(Arc::downgrade(&producer));
-                        drop(self.caretaker.try_send(Errand { topic, producer }));
-                    }
-                    if producer.client().fatal_error().is_some() {
-                        self.fatal.store(true, Ordering::Relaxed);
-                    }
-                    let error = match code {
-                        // The client's own limit, and it looked at this message alone.
-                        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                            PublishError::Permanent(error.to_string())
-                        }
-                        _ => sort(&error),
-                    };
-                    self.outcomes.push(Outcome { token, result: Err(error) });
-                    Ok(())
-                }
-            },
-        }
+        let Err((error, _)) = producer.send(record) else { return Ok(()) };
+        let error = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::QueueFull) => return Err(Busy),
+            Some(RDKafkaErrorCode::Fatal) => {
+                end.set(&error.to_string());
+                return Err(Busy);
+            }
+            // Refused here, before any batch was made.
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => PublishError::Permanent(error.to_string()),
+            Some(_) => producer.context().refused(&error, &message.destination, 0),
+            // A topic with a zero byte.
+            None => PublishError::Permanent(error.to_string()),
+        };
+        drop(session);
+        shared.outcomes.push(Outcome { token, result: Err(error) });
+        Ok(())
     }
 
     fn key_order(&self) -> KeyOrder {
@@ -232,12 +275,152 @@ impl Sink for KafkaSink {
     }
 
     fn status(&self) -> Arc<SinkStatus> {
-        Arc::clone(&self.status)
+        Arc::clone(&self.shared.status)
     }
 
-    fn close(self: Box<Self>, _: Instant) -> BoxFuture<'static, ()> {
-        // Dropping the producer waits half a second at most: it purges what is left.
-        async move { drop(self) }.boxed()
+    fn close(self: Box<Self>, deadline: Instant) -> BoxFuture<'static, ()> {
+        self.keeper.abort();
+        let session = self.shared.lock().take();
+        let (closed, wait) = oneshot::channel();
+        // Ending a producer blocks.
+        let thread = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || {
+            if let Some(session) = session {
+                while session.producer.in_flight_count() > 0 && Instant::now() < deadline {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                session.retire();
+            }
+            drop(self);
+            closed.send(()).unwrap_or_default();
+        });
+        async move {
+            match thread {
+                Ok(_) => drop(wait.await),
+                Err(error) => tracing::warn!(%error, "no thread to close the kafka producer on"),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// How often a queue that should become empty is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+impl Session {
+    /// Gives everything under way its outcome, then ends the producer. Blocks.
+    fn retire(self) {
+        let mut looks = 0_u32;
+        while self.producer.in_flight_count() > 0 {
+            if looks.is_multiple_of(200) {
+                self.producer.purge(PurgeConfig::default().queue().inflight());
+            }
+            looks += 1;
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Shared {
+    fn build(&self, batch_bytes: usize) -> Result<Session, KafkaError> {
+        let end = Arc::new(End {
+            over: AtomicBool::new(false),
+            shrink: AtomicBool::new(false),
+            batch_bytes,
+            why: OnceLock::new(),
+            notify: Arc::clone(&self.ended),
+        });
+        let reports = Reports {
+            outcomes: Arc::clone(&self.outcomes),
+            status: Arc::clone(&self.status),
+            topics: self.topics.clone(),
+            end: Arc::clone(&end),
+        };
+        let mut client = self.client.clone();
+        client.set("batch.size", batch_bytes.to_string());
+        let producer = client.create_with_context(reports)?;
+        Ok(Session { producer, end, started: Instant::now() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Session>> {
+        // A panic while holding it leaves a session or none, both of which are fine.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn client(&self) -> &ClientConfig {
+        &self.client
+    }
+
+    pub(super) fn status(&self) -> &SinkStatus {
+        &self.status
+    }
+
+    /// Makes the producer ask the cluster about a topic, and thereby forget that it knew none.
+    /// Blocks. The number of its replicas, `None` if there is no such topic.
+    pub(super) fn refresh(&self, topic: &str, within: Duration) -> Result<Option<usize>, String> {
+        let producer = self.lock().as_ref().map(|session| session.producer.clone());
+        let producer = producer.ok_or("the producer is being built anew")?;
+        let metadata =
+            producer.client().fetch_metadata(Some(topic), within).map_err(|error| error.to_string())?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(None);
+        };
+        match found.error().map(RDKafkaErrorCode::from) {
+            None => Ok(Some(found.partitions().iter().map(|part| part.replicas().len()).min().unwrap_or(0))),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
+            Some(code) => Err(format!("topic {topic}: {code}")),
+        }
+    }
+}
+
+/// Replaces each session that ended.
+async fn keep(shared: Arc<Shared>) {
+    let backoff = || ExponentialBackoff::from_millis(2).factor(50).max_delay(Duration::from_secs(30));
+    let mut waits = backoff();
+    let mut batch_bytes = shared.batch_max;
+    let mut shrunk = Instant::now();
+    loop {
+        let regrow_in = REGROW_AFTER.saturating_sub(shrunk.elapsed()).max(Duration::from_secs(1));
+        tokio::select! {
+            () = shared.ended.notified() => {}
+            () = tokio::time::sleep(regrow_in), if batch_bytes < shared.batch_max => {}
+        }
+        let regrow = batch_bytes < shared.batch_max && shrunk.elapsed() >= REGROW_AFTER;
+        let taken = shared
+            .lock()
+            .take_if(|session| session.end.is_set() || regrow && session.producer.in_flight_count() == 0);
+        let Some(session) = taken else { continue };
+        if session.end.shrink.load(Ordering::Acquire) {
+            batch_bytes = (batch_bytes / 4).max(1);
+            shrunk = Instant::now();
+            let why = session.end.why.get();
+            tracing::warn!(why, batch_bytes, "the broker refused a batch: trying smaller ones");
+        } else if regrow {
+            batch_bytes = shared.batch_max;
+        } else {
+            let why = session.end.why.get();
+            tracing::warn!(why, "the kafka producer can go on no more: building a new one");
+        }
+        let started = session.started;
+        if tokio::task::spawn_blocking(move || session.retire()).await.is_err() {
+            tracing::warn!("the thread that ended a kafka producer panicked");
+        }
+        if shared.status.last_ack().is_some_and(|ago| ago < started.elapsed()) {
+            // It did some work; so may the next, at once.
+            waits = backoff();
+        } else if let Some(wait) = waits.next() {
+            tokio::time::sleep(jitter(wait)).await;
+        }
+        let fresh = loop {
+            match shared.build(batch_bytes) {
+                Ok(session) => break session,
+                // The same settings worked before: files of certificates, or memory.
+                Err(error) => shared.status.set_error(error.to_string()),
+            }
+            tokio::time::sleep(jitter(waits.next().unwrap_or(Duration::from_secs(30)))).await;
+        };
+        *shared.lock() = Some(fresh);
+        shared.status.rebuilt();
+        shared.outcomes.room();
     }
 }
 
@@ -247,6 +430,7 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client
         .set("client.id", "hookbus")
         .set("linger.ms", "5")
+        // A frozen broker is noticed after this long.
         .set("socket.timeout.ms", "15000")
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.ms", "100")
@@ -257,14 +441,18 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     for (key, value) in &config.options {
         client.set(key, value);
     }
+    let queue_kbytes = QUEUE_KBYTES.max(config.max_message_bytes / 512);
     client
         .set("bootstrap.servers", config.brokers.join(","))
         .set("enable.idempotence", "true")
+        // Without it, what is queued behind a refused batch overtakes it.
+        .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
         .set("message.timeout.ms", "0")
+        .set("delivery.report.only.error", "false")
         .set("allow.auto.create.topics", "false")
         .set("queue.buffering.max.messages", (config.in_flight_max * 2).to_string())
-        .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
+        .set("queue.buffering.max.kbytes", queue_kbytes.to_string())
         .set("message.max.bytes", config.max_message_bytes.to_string());
     let protocol = match (&config.tls, &config.sasl) {
         (None, None) => "plaintext",
@@ -294,65 +482,42 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client
 }
 
-/// Looks at topics that the producer knows nothing of, off every other thread: makes those that
-/// are missing where the operator wants that, and tells the producer to look again. librdkafka
-/// may otherwise hold a topic for missing long after it was made.
-async fn take_care(
-    client: ClientConfig,
-    create: Option<TopicSpec>,
-    mut errands: mpsc::Receiver<Errand>,
-    status: Arc<SinkStatus>,
-) {
-    while let Some(Errand { topic, producer }) = errands.recv().await {
-        let waits =
-            ExponentialBackoff::from_millis(2).factor(100).max_delay(Duration::from_secs(5)).map(jitter);
-        // Ten tries; after that the next failed publish asks again.
-        let looked = Retry::start(waits.take(10), || look(&client, create, &topic, producer.clone())).await;
-        match looked {
-            Ok(()) => status.set_connected(true),
-            Err(problem) => {
-                tracing::warn!(topic, problem, "topic not usable: its events wait on disk");
-                status.set_error(problem);
-            }
+/// librdkafka repeats itself while a broker is down, so little of it is louder than `debug`; what
+/// matters is in the status.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::warn!(facility, message, "librdkafka");
         }
-    }
-}
-
-async fn look(
-    client: &ClientConfig,
-    create: Option<TopicSpec>,
-    topic: &str,
-    producer: Option<Weak<Producer>>,
-) -> Result<(), String> {
-    if let Some(spec) = create {
-        create_topic(client, spec, topic).await?;
-    }
-    let Some(producer) = producer.as_ref().and_then(Weak::upgrade) else { return Ok(()) };
-    let name = topic.to_owned();
-    let asked = tokio::task::spawn_blocking(move || {
-        let metadata =
-            producer.client().fetch_metadata(Some(&name), ASK_WITHIN).map_err(|error| error.to_string())?;
-        let found = metadata.topics().iter().any(|t| t.name() == name && t.error().is_none());
-        if found { Ok(()) } else { Err(format!("topic {name} does not exist or may not be seen")) }
-    });
-    asked.await.map_err(|error| error.to_string())?
-}
-
-async fn create_topic(client: &ClientConfig, spec: TopicSpec, topic: &str) -> Result<(), String> {
-    let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| error.to_string())?;
-    let new = NewTopic::new(topic, spec.partitions, TopicReplication::Fixed(spec.replication));
-    let options = AdminOptions::new().operation_timeout(Some(ASK_WITHIN)).request_timeout(Some(ASK_WITHIN));
-    let results = admin.create_topics([&new], &options).await.map_err(|error| error.to_string())?;
-    for result in results {
-        match result {
-            Ok(_) => tracing::info!(topic, partitions = spec.partitions, "topic created"),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(format!("cannot create topic {topic}: {code}")),
+        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+            tracing::debug!(facility, message, "librdkafka");
         }
+        _ => tracing::trace!(facility, message, "librdkafka"),
     }
-    Ok(())
 }
 
 fn as_u64(token: usize) -> u64 {
     u64::try_from(token).expect("tokens were 64 bits before they were handed over")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_size_and_shape_are_poison() {
+        for (code, expected) in [
+            (RDKafkaErrorCode::MessageSizeTooLarge, Verdict::Poison),
+            (RDKafkaErrorCode::InvalidRecord, Verdict::Poison),
+            (RDKafkaErrorCode::InvalidDifferentRecord, Verdict::EndsSession),
+            (RDKafkaErrorCode::UnknownTopic, Verdict::TopicUnusable),
+            (RDKafkaErrorCode::TopicAuthorizationFailed, Verdict::TopicUnusable),
+            (RDKafkaErrorCode::PurgeInflight, Verdict::Purged),
+            (RDKafkaErrorCode::MessageTimedOut, Verdict::EndsSession),
+            (RDKafkaErrorCode::InvalidMessage, Verdict::EndsSession),
+            (RDKafkaErrorCode::Fatal, Verdict::EndsSession),
+        ] {
+            assert_eq!(verdict(code), expected, "{code:?}");
+        }
+    }
 }

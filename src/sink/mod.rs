@@ -8,9 +8,13 @@ pub mod embedded;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod kafka_config;
+#[cfg(feature = "kafka")]
+mod kafka_topics;
 #[cfg(feature = "nats")]
 mod nats;
 mod nats_config;
+#[cfg(feature = "nats")]
+mod nats_stream;
 mod outcomes;
 mod status;
 
@@ -38,17 +42,13 @@ pub struct Message {
     pub payload: Bytes,
 }
 
-/// Why a publish was not confirmed. The kinds differ in what is done next: `Transient` is tried
-/// again for as long as it takes, `Suspect` a few times, `Permanent` becomes a dead letter.
+/// Why a publish was not confirmed. The two kinds differ in what is done next: `Transient` is
+/// tried again for as long as it takes, `Permanent` becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// Anything that an operator or time can cure, missing topics and permissions included.
     #[error("{0}")]
     Transient(String),
-    /// Refused, perhaps for the sake of another message in the same batch: given up only after
-    /// it has been refused several times, in batches of other make-up.
-    #[error("{0}")]
-    Suspect(String),
     /// A short list: too large, malformed.
     #[error("{0}")]
     Permanent(String),
