@@ -199,7 +199,6 @@ impl Part {
             Self::Provider | Self::Source | Self::Family => MAX_TOKEN_BYTES,
             Self::EventType => MAX_EVENT_TYPE_BYTES,
         }
-        .min(MAX_EVENT_TYPE_BYTES)
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Deadlines<S> {
     header_timeout: Duration,
     idle_timeout: Duration,
     timer: Pin<Box<Sleep>>,
-    /// The phase for which the timer runs; [`SERVED`] for none.
+    /// The phase for which the timer runs.
     armed: u8,
 }
 
@@ -53,19 +53,21 @@ impl<S> Deadlines<S> {
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.phase.0.load(Ordering::Relaxed);
-        if phase == SERVED {
-            self.armed = SERVED;
-            return Poll::Pending;
-        }
         if self.armed != phase {
             self.armed = phase;
             let timeout = if phase == HEAD { self.header_timeout } else { self.idle_timeout };
             self.timer.as_mut().reset(Instant::now() + timeout);
         }
-        match self.timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
         }
+        if phase != SERVED {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        // hyper need not ask again once the request has been served, so the timer must: an idle
+        // connection is closed after one to two idle time-outs.
+        self.timer.as_mut().reset(Instant::now() + self.idle_timeout);
+        self.timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

@@ -8,10 +8,13 @@
     reason = "a test may stop at the first surprise"
 )]
 
+#[cfg(feature = "nats")]
 mod cli;
+#[cfg(all(feature = "kafka", feature = "nats"))]
 mod config;
 mod dispatch;
 mod fixtures;
+#[cfg(feature = "nats")]
 mod receive;
 mod sim;
 mod spool_crash;
