@@ -122,6 +122,8 @@ impl Listener {
         http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .header_read_timeout(None)
+            // A client that hangs up right after sending has delivered all the same.
+            .half_close(true)
             .serve_connection(TokioIo::new(socket), service)
     }
 }

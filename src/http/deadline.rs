@@ -81,8 +81,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Deadlines<S> {
             Poll::Pending => self.poll_deadline(cx),
             Poll::Ready(result) => {
                 // Only from idle: a body's bytes are the handler's to time.
-                let _was_idle =
+                let began =
                     self.phase.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                if began {
+                    // Whatever the timer ran for is over.
+                    self.armed = SERVED;
+                }
                 Poll::Ready(result)
             }
         }
